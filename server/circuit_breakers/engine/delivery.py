@@ -1,0 +1,112 @@
+"""From engine core to API process: scores and verdict ride on the request's own output.
+
+They travel in `kv_transfer_params`, the one free dict of an EngineCoreOutput (KV transfer itself is
+refused by compat), and are taken out again before anything else reads it.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from circuit_breakers.guard.decision import Trip
+
+__all__ = ["STOP_REASON", "TokenScores", "attach_scores", "install"]
+
+FloatArray = npt.NDArray[np.float32]
+
+STOP_REASON = "circuit_breaker"
+FINISH_REASON = "content_filter"
+
+_WIRE_KEY = "circuit_breakers"
+_STATE_ATTRIBUTE = "_circuit_breakers"
+
+
+class TokenScores:
+    """Logits of one stream as delivered so far, in position order."""
+
+    __slots__ = ("_logit_TP", "num_tokens", "trip")
+
+    def __init__(self) -> None:
+        self._logit_TP: FloatArray | None = None
+        self.num_tokens = 0
+        self.trip: Trip | None = None
+        """The engine's verdict; None while it has not stopped the request."""
+
+    @property
+    def logit_TP(self) -> FloatArray:
+        """float32 (T, P): T positions of prompt + completion, P probes. A view."""
+        assert self._logit_TP is not None, "made by the first delivery"
+        return self._logit_TP[: self.num_tokens]
+
+    def extend(self, start: int, num_probes: int, raw: bytes, trip: list[Any] | None) -> None:
+        """Takes one delivery in.
+
+        Raises:
+            RuntimeError: it does not follow the last one; positions would be unscored.
+        """
+        rows_TP = np.frombuffer(raw, np.float32).reshape(-1, num_probes)
+        if start != self.num_tokens:
+            raise RuntimeError(f"scores start at token {start}, expected {self.num_tokens}")
+        end = start + len(rows_TP)
+        if self._logit_TP is None:
+            self._logit_TP = np.empty((max(64, 2 * end), num_probes), np.float32)
+        elif end > len(self._logit_TP):
+            grown = np.empty((2 * end, num_probes), np.float32)
+            grown[:start] = self._logit_TP[:start]
+            self._logit_TP = grown
+        self._logit_TP[start:end] = rows_TP
+        self.num_tokens = end
+        if trip is not None:
+            self.trip = Trip(*trip)
+
+
+def attach_scores(output: Any, start: int, logit_TP: FloatArray, trip: Trip | None) -> None:
+    """Puts the logits of positions [start, start + T) on an EngineCoreOutput."""
+    output.kv_transfer_params = {
+        _WIRE_KEY: [
+            start,
+            logit_TP.shape[1],
+            np.ascontiguousarray(logit_TP).tobytes(),
+            None if trip is None else list(trip),
+        ]
+    }
+
+
+def install() -> None:
+    """Wraps vLLM's output processor: completions get `.guard`, trips their finish reason."""
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+
+    process_outputs = OutputProcessor.process_outputs
+    new_completion_output = RequestState._new_completion_output
+
+    @wraps(process_outputs)
+    def guarded_process_outputs(
+        self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        for output in engine_core_outputs:
+            params = output.kv_transfer_params
+            if params is None or _WIRE_KEY not in params:
+                continue
+            output.kv_transfer_params = None
+            state = self.request_states.get(output.request_id)
+            if state is not None:
+                scores = state.__dict__.setdefault(_STATE_ATTRIBUTE, TokenScores())
+                scores.extend(*params[_WIRE_KEY])
+        return process_outputs(self, engine_core_outputs, *args, **kwargs)
+
+    @wraps(new_completion_output)
+    def guarded_completion_output(
+        self: Any, token_ids: Any, finish_reason: Any, stop_reason: Any
+    ) -> Any:
+        completion = new_completion_output(self, token_ids, finish_reason, stop_reason)
+        completion.guard = self.__dict__.get(_STATE_ATTRIBUTE)
+        if finish_reason is not None and stop_reason == STOP_REASON:
+            completion.finish_reason = FINISH_REASON
+        return completion
+
+    OutputProcessor.process_outputs = guarded_process_outputs
+    RequestState._new_completion_output = guarded_completion_output

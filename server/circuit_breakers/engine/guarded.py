@@ -1,0 +1,226 @@
+"""GuardedEngine: vLLM's engine client with the guard in front; every route generates through it.
+
+The engine core has already withheld unscored tokens and stopped tripped requests. This layer pins
+the adapter, strips what a client could use to get around, judges the delivered scores once more
+with the same state machine, and refuses to pass on a token that its own verdict does not cover.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from circuit_breakers.artifact import Breaker
+from circuit_breakers.engine.delivery import TokenScores
+from circuit_breakers.errors import ConfigError, UnguardedOutputError
+from circuit_breakers.guard.breaker import StreamBreaker
+from circuit_breakers.guard.decision import GuardReport, Mode, Phase
+from circuit_breakers.guard.policy import Policy
+
+__all__ = ["GuardSession", "GuardedEngine", "guard_session"]
+
+_PASSED_THROUGH = frozenset(
+    {
+        "check_admission",
+        "check_health",
+        "collective_rpc",
+        "dead_error",
+        "do_log_stats",
+        "errored",
+        "get_supported_tasks",
+        "input_processor",
+        "is_running",
+        "is_stopped",
+        "is_tracing_enabled",
+        "model_config",
+        "renderer",
+        "vllm_config",
+    }
+)
+"""What vLLM's serving classes may reach of the engine, besides generate and abort."""
+
+
+class _Stream:
+    """One choice of one request, seen from the API process."""
+
+    def __init__(self, policy: Policy, num_prompt_tokens: int) -> None:
+        self.breaker = StreamBreaker(policy, num_prompt_tokens)
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_delivered = 0
+        """Completion tokens passed on."""
+        self.stopped = False
+        """The engine stopped it for a trip."""
+
+
+class GuardSession:
+    """What the guard saw while one HTTP request was handled; a request may have many streams."""
+
+    def __init__(self) -> None:
+        self._streams: dict[int, _Stream] = {}
+        self._num_choices = 0
+        self._started_s = time.monotonic()
+        self.first_delivery_s: float | None = None
+        """Seconds from the session's start to the first delivered token."""
+        self.num_leaked = 0
+        """Tokens at or past a trip that reached this layer in enforce mode; must stay 0."""
+
+    def reports(self) -> list[GuardReport]:
+        """One report for each choice that ran, in order of choice."""
+        return [self._streams[choice].breaker.report() for choice in sorted(self._streams)]
+
+    def report_for(self, choice: int) -> GuardReport | None:
+        """The report of choice `choice` of the response; None when it has not run.
+
+        Several prompts of one completion request number their choices through.
+        """
+        stream = self._streams.get(choice)
+        return None if stream is None else stream.breaker.report()
+
+    @property
+    def prompt_tripped(self) -> GuardReport | None:
+        """The report of a stream whose prompt tripped and was stopped; None without one."""
+        for stream in self._streams.values():
+            report = stream.breaker.report()
+            if stream.stopped and report.phase == "prompt":
+                return report
+        return None
+
+    @property
+    def max_scores(self) -> dict[Phase, float]:
+        """Highest running score by phase, over all streams; a phase without scores is absent."""
+        peaks: dict[Phase, float] = {}
+        for stream in self._streams.values():
+            for phase, peak in stream.breaker.phase_peaks.items():
+                peaks[phase] = max(peak, peaks.get(phase, peak))
+        return peaks
+
+    @property
+    def num_delivered_tokens(self) -> int:
+        return sum(s.num_delivered for s in self._streams.values())
+
+    @property
+    def num_unscored(self) -> int:
+        return sum(s.breaker.num_unscored for s in self._streams.values())
+
+    def add_request(self, num_choices: int) -> int:
+        """Opens the next generate() call; the response's number of its first choice."""
+        first = self._num_choices
+        self._num_choices += num_choices
+        return first
+
+    def stream(self, policy: Policy, choice: int, num_prompt_tokens: int) -> _Stream:
+        if choice not in self._streams:
+            self._streams[choice] = _Stream(policy, num_prompt_tokens)
+        return self._streams[choice]
+
+    def delivered(self) -> None:
+        if self.first_delivery_s is None:
+            self.first_delivery_s = time.monotonic() - self._started_s
+
+
+_session: ContextVar[GuardSession | None] = ContextVar("circuit_breakers_session", default=None)
+
+
+@contextmanager
+def guard_session() -> Iterator[GuardSession]:
+    """Collects every generate() call made inside into one session."""
+    session = GuardSession()
+    token = _session.set(session)
+    try:
+        yield session
+    finally:
+        _session.reset(token)
+
+
+class GuardedEngine:
+    """Stands in for vLLM's EngineClient wherever its serving classes expect one."""
+
+    def __init__(
+        self, engine: Any, breaker: Breaker, mode: Mode, lora_request: Any, vllm_args: Any
+    ) -> None:
+        self._engine = engine
+        self._lora_request = lora_request
+        self.breaker = breaker
+        self.mode = mode
+        self.policy = Policy.from_manifest(breaker.manifest, mode)
+        self.vllm_args = vllm_args
+        """Namespace of vLLM's own argument parser, for its serving classes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _PASSED_THROUGH:
+            return getattr(self._engine, name)
+        raise AttributeError(f"{name!r} of the engine is not reachable behind the guard")
+
+    async def abort(self, request_id: str) -> None:
+        await self._engine.abort(request_id)
+
+    def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        """vLLM's generate, guarded: RequestOutputs whose every token has been scored and passed.
+
+        A plain function, so that the session is the caller's, whoever iterates.
+
+        Raises:
+            ConfigError: the prompt is a stream of inputs, which could not be judged as one.
+            UnguardedOutputError: while iterating; the engine gave out a token without a verdict.
+        """
+        if isinstance(prompt, AsyncGenerator):
+            raise ConfigError("got a streaming prompt, expected a whole one; send it at once")
+        params = sampling_params.clone()
+        # kv_transfer_params and the like arrive here; none is for a client to set.
+        params.extra_args = None
+        kwargs["lora_request"] = self._lora_request
+        session = _session.get() or GuardSession()
+        first_choice = session.add_request(params.n)
+        outputs = self._engine.generate(prompt, params, request_id, **kwargs)
+        return self._guarded(session, first_choice, outputs, params.output_kind.name == "DELTA")
+
+    async def _guarded(
+        self, session: GuardSession, first_choice: int, outputs: Any, delta: bool
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            async for output in outputs:
+                num_prompt_tokens = len(output.prompt_token_ids)
+                for completion in output.outputs:
+                    choice = first_choice + completion.index
+                    stream = session.stream(self.policy, choice, num_prompt_tokens)
+                    self._check(session, stream, completion, delta)
+                if any(completion.token_ids for completion in output.outputs):
+                    session.delivered()
+                yield output
+        finally:
+            # Closing it aborts an unfinished request and frees its memory.
+            await outputs.aclose()
+
+    def _check(self, session: GuardSession, stream: _Stream, completion: Any, delta: bool) -> None:
+        """Judges the scores that came with a completion, then its tokens.
+
+        Raises:
+            UnguardedOutputError: a token has no score, or lies at or past a trip.
+        """
+        scores: TokenScores | None = completion.guard
+        breaker = stream.breaker
+        if scores is not None:
+            breaker.update(scores.logit_TP[breaker.num_seen :])
+            stream.stopped = scores.trip is not None
+        num_tokens = len(completion.token_ids)
+        num_delivered = num_tokens + (stream.num_delivered if delta else 0)
+        end = stream.num_prompt_tokens + num_delivered
+        if num_delivered and end > breaker.num_scored:
+            raise UnguardedOutputError(
+                f"the engine gave out {end} tokens with {breaker.num_scored} scores; "
+                "the guard plugin is not live in the engine core, restart the server"
+            )
+        if self.mode == "enforce" and breaker.trip is not None:
+            num_leaked = end - breaker.trip.token_index if num_delivered else 0
+            if num_leaked > 0:
+                session.num_leaked += num_leaked
+                raise UnguardedOutputError(
+                    f"the engine gave out {num_leaked} tokens at or past the trip at token "
+                    f"{breaker.trip.token_index}; the request was aborted"
+                )
+        stream.num_delivered = num_delivered

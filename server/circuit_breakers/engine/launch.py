@@ -1,0 +1,144 @@
+"""Starts vLLM with the breaker inside, and hands it out only when the guard is proven live."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from circuit_breakers.artifact import Breaker
+from circuit_breakers.engine.compat import check_engine_config, check_vllm_version
+from circuit_breakers.engine.config import ADAPTER_NAME, AdapterKind, EngineGuardConfig
+from circuit_breakers.engine.guarded import GuardedEngine
+from circuit_breakers.engine.merge import merged_checkpoint
+from circuit_breakers.errors import NotReadyError
+from circuit_breakers.guard.decision import Mode
+from circuit_breakers.models import ResolvedModel
+
+__all__ = ["EngineSettings", "engine_arguments", "launch_engine"]
+
+logger = logging.getLogger(__name__)
+
+WORKER_EXTENSION = "circuit_breakers.engine.worker.BreakerWorkerExtension"
+
+
+class EngineSettings(BaseModel):
+    """How the engine runs. None leaves the choice to vLLM."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode = "enforce"
+    adapter: AdapterKind = "merged"
+    """merged: into the weights, free at run time. dynamic: vLLM's LoRA, slower."""
+    dtype: str = "auto"
+    max_model_len: Annotated[int, Field(ge=2)] | None = None
+    """Tokens of prompt and completion."""
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
+    kv_cache_gib: Annotated[int, Field(ge=1)] = 2
+    """KV cache on the CPU; a GPU sizes its own."""
+    enforce_eager: bool = True
+    """No torch.compile: starts in seconds instead of minutes, runs a fifth slower on a CPU."""
+    seed: int = 0
+    served_name: str
+    """Name that clients put into `model`."""
+
+
+def engine_arguments(
+    settings: EngineSettings, model: ResolvedModel, breaker: Breaker
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs for a guarded engine; merges the adapter if needed."""
+    merged = settings.adapter == "merged"
+    guard = EngineGuardConfig(
+        breaker_path=str(breaker.path.resolve()),
+        breaker_digest=breaker.digest,
+        mode=settings.mode,
+        adapter=settings.adapter,
+    )
+    optional = {
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+    }
+    arguments: dict[str, Any] = {
+        "model": str(merged_checkpoint(model, breaker) if merged else model.path),
+        "served_model_name": [settings.served_name],
+        "dtype": settings.dtype,
+        "enforce_eager": settings.enforce_eager,
+        "seed": settings.seed,
+        "async_scheduling": False,
+        "worker_extension_cls": WORKER_EXTENSION,
+        "additional_config": guard.to_additional_config(),
+        # No sampling defaults from the checkpoint: a client's request means what it says.
+        "generation_config": "vllm",
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+    if not merged:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(breaker)}
+    return arguments
+
+
+@asynccontextmanager
+async def launch_engine(
+    settings: EngineSettings, model: ResolvedModel, breaker: Breaker
+) -> AsyncIterator[GuardedEngine]:
+    """A running guarded engine; shut down on exit.
+
+    Raises:
+        BreakerMismatchError: the breaker was made for another model.
+        UnsupportedEngineError: vLLM's version or mode is outside the tested range.
+        NotReadyError: a worker does not run the breaker's probes.
+    """
+    breaker.check_fits(model.spec())
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.kv_cache_gib))
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+    check_vllm_version()
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = await asyncio.to_thread(engine_arguments, settings, model, breaker)
+    vllm_args = _serving_namespace(arguments)
+    vllm_config = AsyncEngineArgs(**arguments).create_engine_config()
+    check_engine_config(vllm_config)
+    # The constructor blocks until the engine core is up; the event loop must keep answering.
+    engine = await asyncio.to_thread(AsyncLLM.from_vllm_config, vllm_config)
+    try:
+        digests = await engine.collective_rpc("circuit_breaker_digest")
+        if any(digest != breaker.digest for digest in digests):
+            raise NotReadyError(
+                f"workers run probes {digests}, expected {breaker.digest} in each; "
+                "is the plugin 'circuit_breakers' kept out by VLLM_PLUGINS?"
+            )
+        lora_request = None
+        if settings.adapter == "dynamic":
+            lora_request = LoRARequest(ADAPTER_NAME, 1, str(breaker.adapter_dir))
+        yield GuardedEngine(engine, breaker, settings.mode, lora_request, vllm_args)
+    finally:
+        engine.shutdown()
+
+
+def _serving_namespace(arguments: dict[str, Any]) -> Any:
+    """vLLM's own command-line namespace, for its serving classes, with our engine arguments."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    for name, value in arguments.items():
+        setattr(namespace, name, value)
+    validate_parsed_serve_args(namespace)
+    return namespace
+
+
+def _lora_rank(breaker: Breaker) -> int:
+    import json
+
+    config = json.loads((breaker.adapter_dir / "adapter_config.json").read_bytes())
+    return int(config["r"])

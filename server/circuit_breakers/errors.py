@@ -1,0 +1,68 @@
+"""Every error that this package raises on purpose.
+
+    CircuitBreakersError
+    ├── ArtifactError (ValueError)           a breaker artifact is broken, altered or of another version
+    ├── BreakerMismatchError (ValueError)    a sound artifact that does not fit the model or the engine
+    ├── ModelError (ValueError)              a model cannot be found, converted or read
+    ├── DataError (ValueError)               a training data file has a bad line
+    ├── CalibrationError (ValueError)        the data cannot support the claimed false-positive rate
+    ├── ConfigError (ValueError)             a setting is out of range or cannot take effect
+    ├── UnsupportedEngineError (RuntimeError) the vLLM version or engine mode is outside the tested range
+    ├── NotReadyError (RuntimeError)         the guard could not be proven live
+    └── UnguardedOutputError (RuntimeError)  the engine gave out a token that the guard has not passed
+
+A message says what was got, what was expected, and the cure. A trip is a decision, not an error.
+"""
+
+__all__ = [
+    "ArtifactError",
+    "BreakerMismatchError",
+    "CalibrationError",
+    "CircuitBreakersError",
+    "ConfigError",
+    "DataError",
+    "ModelError",
+    "NotReadyError",
+    "UnguardedOutputError",
+    "UnsupportedEngineError",
+]
+
+
+class CircuitBreakersError(Exception):
+    """Base of all errors of this package."""
+
+
+class ArtifactError(CircuitBreakersError, ValueError):
+    """A breaker artifact is broken, altered or of another version."""
+
+
+class BreakerMismatchError(CircuitBreakersError, ValueError):
+    """A sound artifact that does not fit the model or the engine it is loaded into."""
+
+
+class ModelError(CircuitBreakersError, ValueError):
+    """A model cannot be found, converted or read."""
+
+
+class DataError(CircuitBreakersError, ValueError):
+    """A data file has a bad line; the message names file and line."""
+
+
+class CalibrationError(CircuitBreakersError, ValueError):
+    """The calibration data cannot support the claimed false-positive rate."""
+
+
+class ConfigError(CircuitBreakersError, ValueError):
+    """A setting is out of range or cannot take effect."""
+
+
+class UnsupportedEngineError(CircuitBreakersError, RuntimeError):
+    """The vLLM version or engine mode is outside the tested range."""
+
+
+class NotReadyError(CircuitBreakersError, RuntimeError):
+    """The guard could not be proven live."""
+
+
+class UnguardedOutputError(CircuitBreakersError, RuntimeError):
+    """The engine gave out a token that the guard has not passed; the request is aborted."""

@@ -1,0 +1,71 @@
+"""From token logits to the running score of a stream: the one function that training,
+calibration and serving share.
+
+Shapes: T tokens of one stream, in position order. Token logits are float32; state is float64 so
+that the result does not depend on how the stream was cut into chunks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+from circuit_breakers.artifact.manifest import Aggregation
+
+__all__ = ["RunningScore", "aggregate"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class RunningScore:
+    """Running score of one stream under one probe, fed chunk by chunk.
+
+    The score after each token covers all tokens up to and including it. Skipped leading positions
+    score -inf, as nothing can be said yet. A NaN token poisons the score from there on: it stays
+    NaN, which callers must treat as a trip (fail closed).
+    """
+
+    __slots__ = ("_buffer", "_count", "_spec", "_value")
+
+    def __init__(self, spec: Aggregation) -> None:
+        self._spec = spec
+        self._count = 0
+        self._value = -np.inf
+        self._buffer: deque[float] = deque(maxlen=spec.window or 1)
+
+    @property
+    def count(self) -> int:
+        """Tokens seen so far, skipped ones included."""
+        return self._count
+
+    def update(self, logit_T: FloatArray) -> FloatArray:
+        """Running score after each of the next T tokens, float32 (T,)."""
+        score_T = np.empty(len(logit_T), np.float32)
+        for t, logit in enumerate(logit_T.tolist()):
+            self._count += 1
+            if self._count > self._spec.skip_tokens:
+                self._advance(logit)
+            score_T[t] = self._value
+        return score_T
+
+    def _advance(self, logit: float) -> None:
+        if np.isnan(self._value):
+            return
+        if self._spec.kind == "max":
+            # max(x, nan) depends on the order of its arguments; a NaN must win.
+            self._value = logit if np.isnan(logit) else max(self._value, logit)
+        elif self._spec.kind == "ema":
+            alpha = self._spec.alpha
+            assert alpha is not None
+            first = self._value == -np.inf
+            self._value = logit if first else self._value + alpha * (logit - self._value)
+        else:
+            self._buffer.append(logit)
+            self._value = sum(self._buffer) / len(self._buffer)
+
+
+def aggregate(logit_T: FloatArray, spec: Aggregation) -> FloatArray:
+    """Running score after each token of a whole stream, float32 (T,)."""
+    return RunningScore(spec).update(np.asarray(logit_T, np.float32))

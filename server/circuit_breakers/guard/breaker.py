@@ -1,0 +1,134 @@
+"""StreamBreaker: the state machine that turns one stream's token logits into a verdict.
+
+The engine core runs one per request to stop it; the API process runs another on the delivered
+scores to report and to double-check. Both see the same numbers, so both reach the same verdict.
+
+Shapes: T new tokens, K probes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from circuit_breakers.guard.aggregation import RunningScore
+from circuit_breakers.guard.decision import GuardReport, Phase, Trip
+from circuit_breakers.guard.policy import Policy
+
+__all__ = ["StreamBreaker"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class StreamBreaker:
+    """Judges one stream, chunk by chunk, in position order. Trips once and stays tripped."""
+
+    __slots__ = (
+        "_num_prompt_tokens",
+        "_peak_K",
+        "_peak_index_K",
+        "_policy",
+        "_running",
+        "_threshold_K",
+        "num_scored",
+        "num_unscored",
+        "phase_peaks",
+        "trip",
+    )
+
+    def __init__(self, policy: Policy, num_prompt_tokens: int) -> None:
+        self._policy = policy
+        self._num_prompt_tokens = num_prompt_tokens
+        self._running = [RunningScore(p.aggregation) for p in policy.probes]
+        self._threshold_K = np.array([p.threshold_logit for p in policy.probes], np.float32)
+        self._peak_K = np.full(len(policy.probes), -np.inf, np.float32)
+        self._peak_index_K = np.zeros(len(policy.probes), np.int64)
+        self.trip: Trip | None = None
+        """The first trip; None until then."""
+        self.num_scored = 0
+        self.num_unscored = 0
+        self.phase_peaks: dict[Phase, float] = {}
+        """Highest running score of any probe, by phase."""
+
+    @property
+    def num_seen(self) -> int:
+        """Tokens judged so far, scored or not."""
+        return self.num_scored + self.num_unscored
+
+    def update(self, logit_TK: FloatArray) -> Trip | None:
+        """Judges the next T tokens; the trip if this call caused it.
+
+        A token without a score (NaN) trips at once, whatever the aggregation: fail closed.
+
+        Args:
+            logit_TK: float32 logits of the next T tokens under K probes.
+        """
+        num_tokens = len(logit_TK)
+        if num_tokens == 0:
+            return None
+        start = self.num_seen
+        score_TK = np.stack(
+            [run.update(logit_TK[:, k]) for k, run in enumerate(self._running)], axis=1
+        )
+        unscored_T = np.isnan(logit_TK).any(axis=1)
+        num_unscored = int(unscored_T.sum())
+        self.num_unscored += num_unscored
+        self.num_scored += num_tokens - num_unscored
+        self._record_peaks(start, score_TK)
+        if self.trip is not None:
+            return None
+        # `not <` rather than `>=`, so that NaN counts.
+        over_TK = ~(score_TK < self._threshold_K) | unscored_T[:, None]
+        over_T = over_TK.any(axis=1)
+        if not over_T.any():
+            return None
+        t = int(over_T.argmax())
+        k = int(over_TK[t].argmax())
+        self.trip = Trip(
+            probe=self._policy.probes[k].name,
+            score=float("nan") if unscored_T[t] else float(score_TK[t, k]),
+            threshold=float(self._threshold_K[k]),
+            token_index=start + t,
+            phase="prompt" if start + t < self._num_prompt_tokens else "completion",
+        )
+        return self.trip
+
+    def report(self) -> GuardReport:
+        """What was seen so far."""
+        trip = self.trip
+        k = int((self._peak_K - self._threshold_K).argmax())
+        peak = float(self._peak_K[k])
+        known = peak > -np.inf
+        score = peak if trip is None else trip.score
+        return GuardReport(
+            breaker=self._policy.breaker,
+            policy=self._policy.name,
+            mode=self._policy.mode,
+            tripped=trip is not None,
+            phase=trip.phase if trip else None,
+            probe=trip.probe if trip else (self._policy.probes[k].name if known else None),
+            # JSON has no NaN and no infinity.
+            score=score if np.isfinite(score) else None,
+            threshold=trip.threshold if trip else float(self._threshold_K[k]),
+            token_index=trip.token_index
+            if trip
+            else (int(self._peak_index_K[k]) if known else None),
+            num_scored=self.num_scored,
+            num_unscored=self.num_unscored,
+        )
+
+    def _record_peaks(self, start: int, score_TK: FloatArray) -> None:
+        finite_TK = np.where(np.isnan(score_TK), -np.inf, score_TK)
+        best_K = finite_TK.max(axis=0)
+        newer_K = best_K > self._peak_K
+        if newer_K.any():
+            self._peak_index_K[newer_K] = start + finite_TK.argmax(axis=0)[newer_K]
+            self._peak_K[newer_K] = best_K[newer_K]
+        split = min(max(self._num_prompt_tokens - start, 0), len(finite_TK))
+        phases: tuple[tuple[Phase, FloatArray], ...] = (
+            ("prompt", finite_TK[:split]),
+            ("completion", finite_TK[split:]),
+        )
+        for phase, part_TK in phases:
+            if part_TK.size and (peak := float(part_TK.max())) > -np.inf:
+                self.phase_peaks[phase] = max(self.phase_peaks.get(phase, -np.inf), peak)

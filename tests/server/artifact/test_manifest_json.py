@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circuit_breakers.artifact import Breaker, load_breaker
+from circuit_breakers.artifact.manifest_json import manifest_from_json, manifest_to_json
+from circuit_breakers.errors import ArtifactError
+
+EditManifest = Callable[[Callable[[Any], None]], Path]
+
+
+def set_at(*path: str | int, value: object) -> Callable[[Any], None]:
+    """A change that sets manifest[path[0]][path[1]]... to `value`."""
+
+    def change(manifest: Any) -> None:
+        for part in path[:-1]:
+            manifest = manifest[part]
+        manifest[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_at("schema_version", value=2), "got schema_version 2, expected 1; upgrade"),
+        (set_at("schema_version", value=0), "got schema_version 0, expected 1; export"),
+        (set_at("schema_version", value=True), "got schema_version True, expected 1"),
+        (set_at("schema_version", value="1"), "got schema_version '1', expected 1"),
+        (set_at("tool", value="x"), "got unknown field 'tool', expected only the fields"),
+        (set_at("probes", 0, "extra", value=1), r"got unknown field 'probes\.0\.extra'"),
+        (set_at("probes", 0, "layer", value="1"), r"field 'probes\.0\.layer': got '1', expected"),
+        (set_at("probes", 0, "layer", value=3), "reads layer 3; a model of 4 layers allows 0 to 2"),
+        (set_at("probes", 1, "name", value="layer1"), "probe names must be unique"),
+        (set_at("probes", value=[]), "field 'probes': got"),
+        (set_at("probes", 0, "aggregation", "kind", value="min"), r"aggregation\.kind': got 'min'"),
+        (set_at("probes", 0, "aggregation", "skip_tokens", value=0), "skip_tokens': got 0"),
+        (set_at("canaries", value=[]), "canaries need at least one 'harmful' and one 'benign'"),
+        (set_at("created", value="yesterday"), "field 'created': got 'yesterday'"),
+        (set_at("data_sha256", "train", value="xyz"), r"data_sha256\.train': got 'xyz'"),
+        (lambda m: m.pop("recipe"), "field 'recipe' is missing"),
+        (lambda m: m.pop("schema_version"), "got schema_version None"),
+    ],
+)
+def test_names_field_got_and_expected(
+    change: Callable[[Any], None], message: str, edit_manifest: EditManifest
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        load_breaker(edit_manifest(change))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[]", "got a JSON list, expected an object"),
+        (b'{"schema_version": 1, "schema_version": 1}', "duplicate key 'schema_version'"),
+        (b'{"schema_version": NaN}', "NaN is not a JSON number"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b" " * (8 * 1024 * 1024 + 1), "expected at most"),
+    ],
+)
+def test_refuses_what_is_no_manifest(data: bytes, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        manifest_from_json(data, "manifest.json")
+
+
+def test_round_trips_byte_for_byte(saved: Breaker) -> None:
+    data = (saved.path / "manifest.json").read_bytes()
+    assert manifest_to_json(manifest_from_json(data, "manifest.json")) == data
+
+
+def test_shows_at_most_three_problems(edit_manifest: EditManifest) -> None:
+    def change(manifest: Any) -> None:
+        manifest.update(a=1, b=2, c=3, d=4, e=5)
+
+    with pytest.raises(ArtifactError, match="and 2 more"):
+        load_breaker(edit_manifest(change))

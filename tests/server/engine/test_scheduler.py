@@ -1,0 +1,265 @@
+"""Verdict, hold-back and release, on a live engine; a recorder sees all that leaves the core."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from circuit_breakers.guard.decision import Mode
+
+PROMPT = "Once upon a time in a small village near the sea there lived an old clockmaker who"
+
+
+class Recorder:
+    """What leaves the engine core, by request: tokens released and scores that came with them."""
+
+    def __init__(self) -> None:
+        self.num_tokens: dict[str, int] = defaultdict(int)
+        self.num_scores: dict[str, int] = defaultdict(int)
+        self.violations: list[str] = []
+
+    def see(self, outputs: dict[int, Any], num_prompt_tokens: Callable[[str], int]) -> None:
+        for engine_outputs in outputs.values():
+            for output in engine_outputs.outputs:
+                request_id = output.request_id
+                start, num_probes, raw, _trip = output.kv_transfer_params["circuit_breakers"]
+                assert start == self.num_scores[request_id], "scores come in order, once each"
+                self.num_scores[request_id] += len(raw) // (4 * num_probes)
+                self.num_tokens[request_id] += len(output.new_token_ids)
+                end = num_prompt_tokens(request_id) + self.num_tokens[request_id]
+                if output.new_token_ids and end > self.num_scores[request_id]:
+                    self.violations.append(f"{request_id}: token {end - 1} left without its score")
+                if output.new_logprobs is not None and not output.new_token_ids:
+                    self.violations.append(f"{request_id}: logprobs left without a token")
+
+
+@contextmanager
+def recording(scheduler: Any, num_prompt_tokens: int) -> Iterator[Recorder]:
+    recorder = Recorder()
+    update = scheduler.update_from_output
+
+    def recorded(*args: Any) -> Any:
+        outputs = update(*args)
+        recorder.see(outputs, lambda _request_id: num_prompt_tokens)
+        return outputs
+
+    scheduler.update_from_output = recorded
+    try:
+        yield recorder
+    finally:
+        del scheduler.update_from_output
+
+
+@contextmanager
+def thresholds(scheduler: Any, *values: float, mode: Mode = "enforce") -> Iterator[None]:
+    """The live guard judges new requests by these thresholds."""
+    guard = scheduler._circuit_breakers
+    policy = guard._policy
+    probes = tuple(
+        p.model_copy(update={"threshold_logit": v})
+        for p, v in zip(policy.probes, values, strict=True)
+    )
+    guard._policy = dataclasses.replace(policy, probes=probes, mode=mode)
+    try:
+        yield
+    finally:
+        guard._policy = policy
+
+
+@pytest.fixture(scope="module")
+def scheduler(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+@pytest.fixture(scope="module")
+def prompt(llm: Any) -> list[int]:
+    return list(llm.get_tokenizer()(PROMPT).input_ids)
+
+
+def run(llm: Any, prompt: list[int], num_requests: int = 1, **params: Any) -> list[Any]:
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        **{"temperature": 0.0, "max_tokens": 20, "ignore_eos": True, "detokenize": True} | params
+    )
+    requests = [{"prompt_token_ids": prompt}] * num_requests
+    return list(llm.generate(requests, sampling, use_tqdm=False))
+
+
+def greedy(llm: Any, prompt: list[int], **params: Any) -> tuple[list[int], np.ndarray]:
+    """Tokens of the greedy completion and logits (T, P) of prompt and completion."""
+    (output,) = run(llm, prompt, **params)
+    completion = output.outputs[0]
+    return list(completion.token_ids), completion.guard.logit_TP.copy()
+
+
+def test_every_token_leaves_with_its_score(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    with recording(scheduler, len(prompt)) as recorder:
+        outputs = run(llm, prompt, num_requests=12, temperature=1.0, logprobs=1)
+    assert not recorder.violations
+    assert sum(recorder.num_tokens.values()) == 12 * 20
+    for output in outputs:
+        assert len(output.outputs[0].logprobs) == 20
+        assert output.outputs[0].finish_reason == "length"
+
+
+def test_recorder_sees_a_leak(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    """The recorder is not blind: without the hold-back it reports every token."""
+    guard = scheduler._circuit_breakers
+
+    def release_at_once(_scheduler: Any, outputs: dict[int, Any]) -> None:
+        for engine_outputs in outputs.values():
+            for output in engine_outputs.outputs:
+                guard._send(guard._streams[output.request_id], output)
+                if output.finish_reason is not None:
+                    guard.forget([output.request_id])
+
+    guard.release = release_at_once
+    try:
+        with recording(scheduler, len(prompt)) as recorder:
+            run(llm, prompt)
+    finally:
+        del guard.release
+    assert len(recorder.violations) == 21
+
+
+def test_tripping_token_is_withheld(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    tokens, logit_TP = greedy(llm, prompt, max_tokens=60)
+    completion_TP, prompt_TP = logit_TP[len(prompt) :], logit_TP[1 : len(prompt)]
+    probe = int((completion_TP.max(axis=0) - prompt_TP.max(axis=0)).argmax())
+    over_T = completion_TP[:, probe] > prompt_TP[:, probe].max()
+    assert over_T.any(), "the completion must reach higher than the prompt"
+    first = int(over_T.argmax())
+    threshold = float(completion_TP[first, probe] + prompt_TP[:, probe].max()) / 2
+    values = [1e9, 1e9]
+    values[probe] = threshold
+    with thresholds(scheduler, *values), recording(scheduler, len(prompt)) as recorder:
+        (output,) = run(llm, prompt, max_tokens=60)
+    completion = output.outputs[0]
+    assert completion.finish_reason == "content_filter"
+    assert completion.guard.trip.phase == "completion"
+    assert completion.guard.trip.token_index == len(prompt) + first
+    assert list(completion.token_ids) == tokens[:first]
+    assert not recorder.violations
+
+
+def test_prompt_trip_gives_nothing_out(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    with thresholds(scheduler, 1e9, -1e9), recording(scheduler, len(prompt)) as recorder:
+        (output,) = run(llm, prompt, prompt_logprobs=1, logprobs=1)
+    completion = output.outputs[0]
+    assert completion.finish_reason == "content_filter"
+    assert list(completion.token_ids) == []
+    assert completion.text == ""
+    assert output.prompt_logprobs in (None, [], [None])
+    assert completion.guard.trip.phase == "prompt"
+    assert completion.guard.trip.token_index == 1
+    assert sum(recorder.num_tokens.values()) == 0
+
+
+def test_observe_reports_and_never_stops(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    with (
+        thresholds(scheduler, 1e9, -1e9, mode="observe"),
+        recording(scheduler, len(prompt)) as recorder,
+    ):
+        (output,) = run(llm, prompt)
+    assert output.outputs[0].finish_reason == "length"
+    assert len(output.outputs[0].token_ids) == 20
+    assert not recorder.violations
+
+
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_step_without_scores_stops_the_request(
+    llm: Any, scheduler: Any, prompt: list[int], mode: Mode
+) -> None:
+    llm.collective_rpc("circuit_breaker_enable", args=(False,))
+    try:
+        with thresholds(scheduler, 1e9, 1e9, mode=mode):
+            # Not the cached prompt: cached tokens have their scores.
+            (output,) = run(llm, prompt[::-1])
+    finally:
+        llm.collective_rpc("circuit_breaker_enable", args=(True,))
+    completion = output.outputs[0]
+    assert completion.finish_reason == "content_filter"
+    assert list(completion.token_ids) == []
+    assert np.isnan(completion.guard.trip.score)
+
+
+def test_stop_token_is_not_given_out(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    """It is never fed back, so it never has a score."""
+    tokens, _ = greedy(llm, prompt)
+    stop = tokens[6]
+    with recording(scheduler, len(prompt)) as recorder:
+        (output,) = run(llm, prompt, stop_token_ids=[stop], logprobs=0)
+    completion = output.outputs[0]
+    assert completion.finish_reason == "stop"
+    assert list(completion.token_ids) == tokens[: tokens.index(stop)]
+    assert len(completion.logprobs) == len(completion.token_ids)
+    assert not recorder.violations
+
+
+def test_stop_string_ends_on_scored_tokens(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    (whole,) = run(llm, prompt)
+    word = whole.outputs[0].text.split()[4]
+    with recording(scheduler, len(prompt)) as recorder:
+        (output,) = run(llm, prompt, stop=[word])
+    assert output.outputs[0].finish_reason == "stop"
+    assert word not in output.outputs[0].text
+    assert not recorder.violations
+
+
+def test_context_end_withholds_the_unscorable_token(llm: Any, prompt: list[int]) -> None:
+    long = (prompt * 40)[:505]
+    (output,) = run(llm, long, max_tokens=7)
+    # 512 positions; the token at position 511 could only be scored by a step beyond the context.
+    assert len(output.outputs[0].token_ids) == 6
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_abort_forgets_the_stream(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    from vllm import SamplingParams
+
+    engine = llm.llm_engine
+    engine.add_request("gone", {"prompt_token_ids": prompt}, SamplingParams(max_tokens=50))
+    for _ in range(3):
+        engine.step()
+    assert len(scheduler._circuit_breakers._streams) == 1
+    engine.abort_request(["gone"])
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert not scheduler._circuit_breakers._streams
+    assert not scheduler.requests
+
+
+def test_trip_frees_the_request(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    pool = scheduler.kv_cache_manager.block_pool
+    free = pool.get_num_free_blocks()
+    with thresholds(scheduler, 1e9, -1e9):
+        run(llm, prompt, num_requests=4)
+    assert pool.get_num_free_blocks() == free
+    assert not scheduler.requests
+    assert not scheduler._circuit_breakers._streams
+
+
+def test_neighbours_of_a_tripped_request_go_on(llm: Any, scheduler: Any, prompt: list[int]) -> None:
+    other = llm.get_tokenizer()("def fibonacci(n):").input_ids
+    peaks = [greedy(llm, p)[1][1:, 1].max() for p in (prompt, other)]
+    victim, survivor = (prompt, other) if peaks[0] > peaks[1] else (other, prompt)
+    expected, _ = greedy(llm, survivor)
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    with thresholds(scheduler, 1e9, float(sum(peaks)) / 2):
+        outputs = llm.generate(
+            [{"prompt_token_ids": p} for p in (survivor, victim, survivor)],
+            sampling,
+            use_tqdm=False,
+        )
+    assert [o.outputs[0].finish_reason for o in outputs] == ["length", "content_filter", "length"]
+    for output in (outputs[0], outputs[2]):
+        assert list(output.outputs[0].token_ids) == expected

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from circuit_breakers.artifact.manifest import Aggregation, Calibration, ProbeSpec
+from circuit_breakers.guard.breaker import StreamBreaker
+from circuit_breakers.guard.decision import Mode
+from circuit_breakers.guard.policy import Policy
+
+CALIBRATION = Calibration(
+    target_fpr=0.01, num_conversations=300, num_trips=0, fpr_upper_bound=0.00994, max_tokens=256
+)
+
+
+def policy(*thresholds: float, mode: Mode = "enforce") -> Policy:
+    probes = tuple(
+        ProbeSpec(
+            name=f"probe{i}",
+            layer=i,
+            aggregation=Aggregation(kind="max"),
+            threshold_logit=threshold,
+            calibration=CALIBRATION,
+        )
+        for i, threshold in enumerate(thresholds)
+    )
+    return Policy(breaker="test", probes=probes, mode=mode)
+
+
+def column(*logits: float) -> np.ndarray:
+    return np.array(logits, np.float32)[:, None]
+
+
+def test_trips_at_the_first_token_that_reaches_the_threshold() -> None:
+    breaker = StreamBreaker(policy(2.0), num_prompt_tokens=2)
+    assert breaker.update(column(9, 1)) is None
+    trip = breaker.update(column(1.5, 2.0, 7.0))
+    assert trip is not None
+    assert (trip.token_index, trip.score, trip.phase) == (3, 2.0, "completion")
+
+
+def test_trips_once_and_stays_tripped() -> None:
+    breaker = StreamBreaker(policy(2.0), num_prompt_tokens=2)
+    assert breaker.update(column(0, 3)) is not None
+    assert breaker.update(column(9)) is None
+    assert breaker.trip is not None
+    assert breaker.trip.token_index == 1
+    assert breaker.report().phase == "prompt"
+
+
+def test_attention_sink_never_trips() -> None:
+    breaker = StreamBreaker(policy(2.0), num_prompt_tokens=1)
+    assert breaker.update(column(1e6)) is None
+    assert breaker.report().score is None
+
+
+def test_token_without_score_trips_even_at_position_zero() -> None:
+    for at in (0, 1, 5):
+        logit_T1 = np.zeros((6, 1), np.float32)
+        logit_T1[at] = np.nan
+        breaker = StreamBreaker(policy(2.0), num_prompt_tokens=3)
+        trip = breaker.update(logit_T1)
+        assert trip is not None
+        assert trip.token_index == at
+        assert math.isnan(trip.score)
+        assert (breaker.num_scored, breaker.num_unscored) == (5, 1)
+
+
+def test_report_names_the_probe_closest_to_its_threshold() -> None:
+    breaker = StreamBreaker(policy(10.0, 2.0), num_prompt_tokens=2)
+    breaker.update(np.array([[0, 0], [5, 1], [6, 0.5]], np.float32))
+    report = breaker.report()
+    assert (report.probe, report.score, report.token_index) == ("probe1", 1.0, 1)
+    assert not report.tripped
+    assert breaker.phase_peaks == {"prompt": 5.0, "completion": 6.0}
+
+
+def test_report_is_json_whatever_was_seen() -> None:
+    for logits in ((), (1.0,), (0.0, math.nan), (0.0, 1.0, 9.0), (0.0, math.inf)):
+        breaker = StreamBreaker(policy(2.0), num_prompt_tokens=1)
+        breaker.update(np.array(logits, np.float32).reshape(-1, 1))
+        json.dumps(breaker.report().to_json(), allow_nan=False)
+
+
+@given(
+    st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30),
+    st.lists(st.integers(1, 7), min_size=1, max_size=30),
+    st.integers(0, 30),
+)
+def test_verdict_does_not_depend_on_chunks(
+    logits: list[float], sizes: list[int], num_prompt_tokens: int
+) -> None:
+    logit_T1 = column(*logits)
+    whole = StreamBreaker(policy(2.5), num_prompt_tokens)
+    whole.update(logit_T1)
+    parts = StreamBreaker(policy(2.5), num_prompt_tokens)
+    start = 0
+    while start < len(logit_T1):
+        size = sizes[start % len(sizes)]
+        parts.update(logit_T1[start : start + size])
+        start += size
+    assert parts.trip == whole.trip
+    assert parts.report() == whole.report()
+    assert parts.phase_peaks == whole.phase_peaks
+
+
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_report_carries_mode(mode: Mode) -> None:
+    assert StreamBreaker(policy(1.0, mode=mode), 1).report().mode == mode
