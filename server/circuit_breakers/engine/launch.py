@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ __all__ = ["EngineSettings", "engine_arguments", "launch_engine"]
 
 logger = logging.getLogger(__name__)
 
+_VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
 WORKER_EXTENSION = "circuit_breakers.engine.worker.BreakerWorkerExtension"
 
 
@@ -138,7 +140,6 @@ def _serving_namespace(arguments: dict[str, Any]) -> Any:
 
 
 def _lora_rank(breaker: Breaker) -> int:
-    import json
-
+    """The smallest rank that vLLM has room for and the adapter fits in."""
     config = json.loads((breaker.adapter_dir / "adapter_config.json").read_bytes())
-    return int(config["r"])
+    return next(rank for rank in _VLLM_LORA_RANKS if rank >= config["r"])
