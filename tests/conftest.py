@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
-# Before anything imports huggingface_hub or vllm, which read these once.
+# Before anything imports huggingface_hub, torch or vllm, which read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# Read once by OpenMP when torch loads; the in-process engine crawls with more threads than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from circuit_breakers.artifact.manifest import SCHEMA_VERSION, Manifest
 from circuit_breakers.errors import ArtifactError
 
-__all__ = ["manifest_from_json", "manifest_to_json"]
+__all__ = ["manifest_from_json", "manifest_to_json", "parse_manifest"]
 
 _MAX_BYTES = 8 * 1024 * 1024
 _MAX_SHOWN = 3

@@ -32,7 +32,7 @@ from circuit_breakers.engine.config import MERGE_MARKER
 from circuit_breakers.errors import ArtifactError, ModelError
 from circuit_breakers.models import ResolvedModel, cache_dir
 
-__all__ = ["merge_adapter", "merged_checkpoint"]
+__all__ = ["merge_adapter", "merge_key", "merged_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def merged_checkpoint(model: ResolvedModel, breaker: Breaker) -> Path:
     breaker.check_fits(model.spec())
     root = cache_dir() / "merged"
     root.mkdir(parents=True, exist_ok=True)
-    key = _cache_key(model, breaker.adapter_dir)
+    key = merge_key(model, breaker.adapter_dir)
     target = root / key
     if target.is_dir():
         return target
@@ -155,7 +155,8 @@ def _merge_float32(base: Any, adapter_dir: Path) -> Any:
         ) from error
 
 
-def _cache_key(model: ResolvedModel, adapter_dir: Path) -> str:
+def merge_key(model: ResolvedModel, adapter_dir: Path) -> str:
+    """Names what the merge of these two would be: any other weights have another key."""
     digest = hashlib.sha256()
     digest.update(f"{_FORMAT}\n{model.config_sha256}\n".encode())
     # The digest above leaves out dtype and tokenizer defaults, which the merged directory inherits.

@@ -70,7 +70,7 @@ class StreamBreaker:
         score_TK = np.stack(
             [run.update(logit_TK[:, k]) for k, run in enumerate(self._running)], axis=1
         )
-        unscored_T: npt.NDArray[np.bool_] = np.isnan(logit_TK).any(axis=1)
+        unscored_T = np.asarray(np.isnan(logit_TK).any(axis=1))
         num_unscored = int(unscored_T.sum())
         self.num_unscored += num_unscored
         self.num_scored += num_tokens - num_unscored

@@ -1,0 +1,125 @@
+"""The FastAPI app: a closed list of routes. What is not listed here does not exist.
+
+    POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /v1/breaker
+    GET /metrics   GET /livez   GET /readyz   GET /openapi.json
+
+Importing this module is light: vLLM's serving classes come with the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
+
+from circuit_breakers.api.completions import complete
+from circuit_breakers.api.describe import breaker_json, models_json
+from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, FieldRules
+from circuit_breakers.api.service import Service, service_of
+from circuit_breakers.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from circuit_breakers.api.serving import Serving
+
+__all__ = ["create_app"]
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: ServeSettings, registry: CollectorRegistry, serving: Serving | None = None
+) -> FastAPI:
+    """The app of one server process; its state is `app.state.service`.
+
+    Args:
+        serving: the serving classes of a live engine; without them every route that needs one
+            answers 503 until `app.state.service` gets them.
+    """
+    app = FastAPI(title="Circuit Breakers", docs_url=None, redoc_url=None, redirect_slashes=False)
+    service = Service(settings, registry)
+    app.state.service = service
+    if serving is not None:
+        service.attach(serving)
+        service.ready()
+    _add_completions(app)
+    _add_descriptions(app)
+    _add_probes(app)
+    _add_error_handlers(app)
+    return app
+
+
+def _add_completions(app: FastAPI) -> None:
+    @app.post("/v1/chat/completions", openapi_extra=_body(CHAT_FIELDS), response_model=None)
+    async def chat_completions(request: Request) -> Response:
+        return await complete("chat", request)
+
+    @app.post("/v1/completions", openapi_extra=_body(COMPLETION_FIELDS), response_model=None)
+    async def completions(request: Request) -> Response:
+        return await complete("completion", request)
+
+
+def _add_descriptions(app: FastAPI) -> None:
+    @app.get("/v1/models")
+    async def models(request: Request) -> JSONResponse:
+        return JSONResponse(models_json(service_of(request).serving()))
+
+    @app.get("/v1/breaker")
+    async def breaker(request: Request) -> JSONResponse:
+        return JSONResponse(breaker_json(service_of(request).serving()))
+
+
+def _add_probes(app: FastAPI) -> None:
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        return Response(
+            generate_latest(service_of(request).registry), media_type=CONTENT_TYPE_LATEST
+        )
+
+    @app.get("/livez")
+    async def livez(request: Request) -> JSONResponse:
+        if service_of(request).dead:
+            return JSONResponse({"status": "dead"}, status_code=503)
+        return JSONResponse({"status": "live"})
+
+    @app.get("/readyz")
+    async def readyz(request: Request) -> JSONResponse:
+        reason = service_of(request).reason
+        if reason is not None:
+            return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error.to_response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
+        code = "unknown_route" if error.status_code in (404, 405) else None
+        return ApiError(error.status_code, message, code=code, headers=error.headers).to_response()
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        # The message could hold text of the prompt; the log has the traceback.
+        logger.error("unexpected error: path=%s type=%s", request.url.path, type(error).__name__)
+        return ApiError(
+            500,
+            f"internal error ({type(error).__name__}); nothing of the answer was sent, try again",
+            code="internal_error",
+        ).to_response()
+
+
+def _body(fields: FieldRules) -> dict[str, Any]:
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": fields.json_schema()}},
+        }
+    }

@@ -1,0 +1,84 @@
+"""From the bytes of a request to a JSON object, within a size limit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import Request
+
+from circuit_breakers.api.errors import ApiError
+
+__all__ = ["parse_json_object", "read_json_object"]
+
+
+async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The request's body as a JSON object.
+
+    Raises:
+        ApiError: 415 not JSON by its content type, 413 too large, 400 not a JSON object.
+    """
+    media_type = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    # A browser sends other types across origins without asking first.
+    if media_type != "application/json":
+        raise ApiError(
+            415,
+            f"got content type {media_type!r}, expected 'application/json'; set the header",
+            code="unsupported_media_type",
+        )
+    return parse_json_object(await _read(request, max_bytes))
+
+
+def parse_json_object(raw: bytes) -> dict[str, Any]:
+    """`raw` as a JSON object whose strings are all valid Unicode.
+
+    Raises:
+        ApiError: 400, saying where it goes wrong.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise _invalid(f"the body is not UTF-8: {e.reason} at byte {e.start}") from e
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text or "\\uD" in text:
+            # "\ud800" alone is valid JSON and no text; a tokenizer would fail on it.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise _invalid("the body has a lone surrogate escape; send whole characters") from e
+    except RecursionError as e:
+        raise _invalid("the body is nested too deeply; send a flatter object") from e
+    except ValueError as e:
+        raise _invalid(f"the body is not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise _invalid(f"got a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _invalid(message: str) -> ApiError:
+    return ApiError(400, message, code="invalid_json")
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the body is larger than {max_bytes} bytes; send a shorter one, or raise "
+        "--max-body-bytes on the server",
+        code="request_too_large",
+    )

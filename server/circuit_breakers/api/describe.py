@@ -1,0 +1,48 @@
+"""What the server says about itself: the model it serves and the breaker in it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuit_breakers.api.serving import Serving
+
+__all__ = ["breaker_json", "models_json"]
+
+
+def models_json(serving: Serving) -> dict[str, Any]:
+    """The body of GET /v1/models: the one model that is served."""
+    created = serving.guarded.breaker.manifest.created
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": serving.model_name,
+                "object": "model",
+                "created": int(created.timestamp()),
+                "owned_by": "circuit-breakers",
+                "max_model_len": serving.max_model_len,
+            }
+        ],
+    }
+
+
+def breaker_json(serving: Serving) -> dict[str, Any]:
+    """The body of GET /v1/breaker: which breaker is live, and what its thresholds rest on."""
+    guarded = serving.guarded
+    breaker = guarded.breaker
+    manifest = breaker.manifest
+    return {
+        "object": "breaker",
+        "name": manifest.name,
+        "digest": breaker.digest,
+        "created": manifest.created.isoformat(),
+        "calibration_age_s": int(time.time() - manifest.created.timestamp()),
+        "base_model": manifest.base_model.model_dump(mode="json"),
+        "mode": guarded.mode,
+        "policy": guarded.policy.name,
+        "probes": [
+            probe.model_dump(mode="json", exclude_none=True) for probe in guarded.policy.probes
+        ],
+    }

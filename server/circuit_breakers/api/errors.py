@@ -1,0 +1,97 @@
+"""Errors of the HTTP API, in OpenAI's shape.
+
+    {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+
+`type` is invalid_request_error below 500 and server_error from there on. A prompt that trips is
+answered like one of OpenAI's own content filters: 400 with code content_filter, plus the guard
+report.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from circuit_breakers.errors import CircuitBreakersError
+from circuit_breakers.guard.decision import GuardReport
+
+__all__ = ["ApiError", "from_vllm_error", "not_ready", "prompt_tripped"]
+
+_CODE_BY_STATUS = {
+    404: "model_not_found",
+    501: "not_implemented",
+    503: "unavailable",
+}
+
+
+class ApiError(CircuitBreakersError):
+    """Ends a request with a status and an OpenAI error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        guard: GuardReport | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.guard = guard
+        self.headers = dict(headers or {})
+
+    def to_json(self) -> dict[str, Any]:
+        """The body of the response."""
+        error: dict[str, Any] = {
+            "message": str(self),
+            "type": "invalid_request_error" if self.status < 500 else "server_error",
+            "param": self.param,
+            "code": self.code,
+        }
+        if self.guard is not None:
+            error["guard"] = self.guard.to_json()
+        return {"error": error}
+
+    def to_response(self) -> JSONResponse:
+        return JSONResponse(self.to_json(), status_code=self.status, headers=self.headers)
+
+
+def prompt_tripped(report: GuardReport, *, param: str) -> ApiError:
+    """The answer to a prompt that tripped; nothing was generated from it."""
+    return ApiError(
+        400,
+        "The prompt was stopped by the circuit breaker; nothing was generated. "
+        "Change the prompt and send it again.",
+        code="content_filter",
+        param=param,
+        guard=report,
+    )
+
+
+def not_ready(reason: str) -> ApiError:
+    """The answer to anything that needs an engine while there is none."""
+    return ApiError(
+        503,
+        f"the server is not ready: {reason}; try again when /readyz answers 200",
+        code="not_ready",
+        headers={"Retry-After": "5"},
+    )
+
+
+def from_vllm_error(error: Mapping[str, Any]) -> ApiError:
+    """An error of vLLM's serving classes: {"message", "code" (an HTTP status), "param"}."""
+    status = int(error["code"])
+    # "(parameter=..., value=...)" repeats what `param` and the text say.
+    message = re.sub(r" \(parameter=.*\)$", "", str(error["message"]), flags=re.DOTALL)
+    code = _CODE_BY_STATUS.get(status)
+    if "maximum context length" in message:
+        code = "context_length_exceeded"
+    headers = {"Retry-After": "1"} if status == 503 else {}
+    return ApiError(status, message, code=code, param=error.get("param"), headers=headers)

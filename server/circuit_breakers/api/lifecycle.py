@@ -1,0 +1,207 @@
+"""From settings to a server that answers, and back down again.
+
+    bind the port -> answer /livez -> model, breaker, memory -> engine -> canaries -> ready
+    SIGTERM -> not ready -> drain -> stop
+
+The port is bound first: a taken one fails at once, and probes are answered while the model loads.
+Whatever fails on the way ends the process with one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+import psutil
+import uvicorn
+from prometheus_client import REGISTRY
+
+from circuit_breakers.api.app import create_app
+from circuit_breakers.api.preflight import (
+    available_memory_bytes,
+    bind,
+    check_memory,
+    memory_need,
+)
+from circuit_breakers.api.service import Service
+from circuit_breakers.artifact import Breaker, builtin_breaker_path, load_breaker
+from circuit_breakers.errors import ConfigError
+from circuit_breakers.models import ResolvedModel, resolve_model
+from circuit_breakers.settings import ServeSettings
+
+__all__ = ["load_parts", "serve"]
+
+logger = logging.getLogger(__name__)
+
+_HEAVY_MODULES = (
+    "vllm.v1.engine.async_llm",
+    "circuit_breakers.engine.launch",
+    "circuit_breakers.api.serving",
+)
+"""Imported off the event loop, which keeps answering probes."""
+
+
+def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
+    """Runs the server until SIGTERM or SIGINT.
+
+    Args:
+        say: prints a line for people, such as the one that says how to try the server.
+    Raises:
+        CircuitBreakersError: the server cannot start; the message says the cure.
+    """
+    _configure_logging(settings)
+    listener = bind(settings.host, settings.port)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings, listener, say))
+
+
+def load_parts(settings: ServeSettings) -> tuple[ResolvedModel, Breaker]:
+    """Model and breaker, each verified, and fitting each other.
+
+    Raises:
+        CircuitBreakersError: one is missing or broken, or they do not belong together.
+    """
+    model = resolve_model(settings.model, revision=settings.revision)
+    path = settings.breaker or builtin_breaker_path(model.name)
+    if path is None:
+        raise ConfigError(
+            f"no breaker ships for model {model.name!r}; pass --breaker DIR, or make one with "
+            f"`circuit-breakers train --model {settings.model} --out DIR`"
+        )
+    breaker = load_breaker(path)
+    breaker.check_fits(model.spec())
+    return model, breaker
+
+
+async def _serve(
+    settings: ServeSettings, listener: socket.socket, say: Callable[[str], None]
+) -> None:
+    app = create_app(settings, REGISTRY)
+    service: Service = app.state.service
+    server = _HttpServer(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_timeout_s,
+        )
+    )
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stop.wait())
+    async with AsyncExitStack() as stack:
+        starting = asyncio.create_task(_start(service, settings, stack))
+        try:
+            await asyncio.wait({starting, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                await _give_up(starting)
+            else:
+                await starting
+                say(_ready_lines(service, listener))
+                await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            service.wait_for("shutting down")
+            server.should_exit = True
+            await serving
+            stopping.cancel()
+
+
+class _HttpServer(uvicorn.Server):
+    """Leaves the signals alone: uvicorn would raise them again, past the engine's shutdown."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _start(service: Service, settings: ServeSettings, stack: AsyncExitStack) -> None:
+    service.wait_for("loading the model and the breaker")
+    model, breaker = await asyncio.to_thread(load_parts, settings)
+    service.wait_for("loading vLLM")
+    for module in _HEAVY_MODULES:
+        await asyncio.to_thread(importlib.import_module, module)
+    # Deferred: these pull in torch and vLLM.
+    from circuit_breakers.api.canary import run_canaries
+    from circuit_breakers.api.serving import check_tool_call_parser, start_serving
+    from circuit_breakers.engine.launch import EngineSettings, launch_engine
+
+    check_tool_call_parser(settings.tool_call_parser)
+    if _runs_on_cpu():
+        need = memory_need(model.path, kv_cache_gib=settings.kv_cache_gib, dtype=settings.dtype)
+        check_memory(need, available_memory_bytes())
+    service.wait_for("starting the engine")
+    engine_settings = EngineSettings(
+        served_name=service.settings.model_name,
+        **settings.model_dump(include=set(EngineSettings.model_fields) - {"served_name"}),
+    )
+    guarded = await stack.enter_async_context(launch_engine(engine_settings, model, breaker))
+    serving = await start_serving(guarded, settings.tool_call_parser)
+    service.wait_for("running the canaries")
+    await run_canaries(serving)
+    service.attach(serving)
+    service.ready()
+
+
+async def _give_up(starting: asyncio.Task[None]) -> None:
+    """Ends a start that is under way; what it raises is only the consequence."""
+    # The thread that waits for the engine core cannot be cancelled; without the core it fails.
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+
+
+def _runs_on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _ready_lines(service: Service, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 (only shown)
+    url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    guarded = service.serving().guarded
+    name = service.settings.model_name
+    question = "What is the capital of France?"
+    body = {
+        "model": name,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 32,
+    }
+    return (
+        f"ready: {name} on {url}, breaker {guarded.breaker.manifest.name} "
+        f"{guarded.breaker.digest[:12]}, mode {guarded.mode}\n"
+        f"try:   curl {url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(body)}'"
+    )
+
+
+def _configure_logging(settings: ServeSettings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
+    )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", settings.log_level.upper())
+    # Standard output is for the ready line.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        uvloop: Any = importlib.import_module("uvloop")
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,76 @@
+"""What the routes share: settings, metrics, the engine once it is there, and readiness."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+from prometheus_client import CollectorRegistry
+
+from circuit_breakers.api.errors import ApiError, not_ready
+from circuit_breakers.metrics import GuardMetrics
+from circuit_breakers.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from circuit_breakers.api.serving import Serving
+
+__all__ = ["Service", "service_of"]
+
+
+class Service:
+    """State of one server process, from loading to ready."""
+
+    def __init__(self, settings: ServeSettings, registry: CollectorRegistry) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.metrics = GuardMetrics(registry, model=settings.model_name)
+        self._serving: Serving | None = None
+        self._waiting_for: str | None = "starting"
+
+    def wait_for(self, what: str) -> None:
+        """Names the step of the start that is under way; not ready until it is done."""
+        self._waiting_for = what
+
+    def attach(self, serving: Serving) -> None:
+        """Takes the engine in; requests are still refused."""
+        self._serving = serving
+        guarded = serving.guarded
+        breaker = guarded.breaker
+        self.metrics.describe_breaker(
+            breaker.manifest, breaker.digest, guarded.policy.name, guarded.mode
+        )
+
+    def ready(self) -> None:
+        """Opens the routes that need the engine."""
+        assert self._serving is not None, "attach() comes first"
+        self._waiting_for = None
+
+    @property
+    def dead(self) -> bool:
+        """The engine was there and died; only a restart helps."""
+        return self._serving is not None and bool(self._serving.guarded.errored)
+
+    @property
+    def reason(self) -> str | None:
+        """Why requests are refused; None when they are not."""
+        if self.dead:
+            return "the engine died, restart the server"
+        return self._waiting_for
+
+    def serving(self) -> Serving:
+        """The serving classes around the live engine.
+
+        Raises:
+            ApiError: 503 until the server is ready, and again when the engine has died.
+        """
+        if self.dead:
+            raise ApiError(503, "the engine died; restart the server", code="engine_dead")
+        if self._waiting_for is not None:
+            raise not_ready(self._waiting_for)
+        assert self._serving is not None, "ready() needs it"
+        return self._serving
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,165 @@
+"""Prometheus series of the guard, next to vLLM's own on the same /metrics.
+
+Every label comes from a closed set: served model, policy, outcome, phase, action. A trip is never
+an error; in observe mode the answer is delivered, so the outcome stays `ok`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from circuit_breakers.artifact.manifest import Manifest
+from circuit_breakers.guard.decision import GuardReport, Mode, Phase
+
+__all__ = ["GuardMetrics", "Outcome", "leaked_tokens", "was_stopped"]
+
+Outcome = Literal["ok", "tripped_prompt", "tripped_completion", "rejected", "aborted", "error"]
+"""How a completion request ended: rejected is the client's fault, error the server's, aborted a
+client that went away."""
+
+_SCORE_BUCKETS = (-16, -12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12, 16)
+_INDEX_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_HELD_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)
+_TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+def was_stopped(report: GuardReport) -> bool:
+    """Whether the trip ended the stream. An unscored token does so in observe mode too."""
+    return report.tripped and (report.mode == "enforce" or report.num_unscored > 0)
+
+
+def leaked_tokens(
+    reports: Sequence[GuardReport], num_prompt_tokens: int, num_completion_tokens: int
+) -> int:
+    """Delivered completion tokens that no verdict covers; must be 0.
+
+    Counts from the outside, on what the response itself says was delivered: a stopped stream may
+    deliver tokens up to its trip, any other up to its last scored token.
+
+    Args:
+        num_prompt_tokens: summed over the streams of `reports`.
+        num_completion_tokens: as in the response's usage.
+    """
+    covered = sum(_num_covered(report) for report in reports)
+    return max(0, num_prompt_tokens + num_completion_tokens - covered)
+
+
+def _num_covered(report: GuardReport) -> int:
+    if was_stopped(report) and report.token_index is not None:
+        return report.token_index
+    return report.num_scored
+
+
+class GuardMetrics:
+    """The series, in the registry they are given."""
+
+    def __init__(self, registry: CollectorRegistry, *, model: str) -> None:
+        self._model = model
+        self._policy = "default"
+        prefix = "circuit_breakers_"
+        self._requests = Counter(
+            f"{prefix}requests",
+            "Completion requests by how they ended.",
+            ("model", "policy", "outcome"),
+            registry=registry,
+        )
+        self._trips = Counter(
+            f"{prefix}trips",
+            "Tripped streams; action is stopped or observed.",
+            ("model", "policy", "phase", "action"),
+            registry=registry,
+        )
+        self._score = Histogram(
+            f"{prefix}score",
+            "Highest running score of a request, a logit, by phase.",
+            ("phase",),
+            buckets=_SCORE_BUCKETS,
+            registry=registry,
+        )
+        self._trip_token_index = Histogram(
+            f"{prefix}trip_token_index",
+            "Position in prompt and completion of the token that tripped.",
+            buckets=_INDEX_BUCKETS,
+            registry=registry,
+        )
+        self._ttft = Histogram(
+            f"{prefix}delivered_ttft_seconds",
+            "Time until the first scored token was handed on.",
+            buckets=_TTFT_BUCKETS_S,
+            registry=registry,
+        )
+        self._held = Histogram(
+            f"{prefix}held_tokens",
+            "Scored completion tokens that were withheld from the client, per request.",
+            buckets=_HELD_BUCKETS,
+            registry=registry,
+        )
+        self._unscored = Counter(
+            f"{prefix}unscored_tokens",
+            "Tokens that the model was fed and that came back without a score; must stay 0.",
+            registry=registry,
+        )
+        self._leaked = Counter(
+            f"{prefix}leaked_tokens",
+            "Completion tokens at or past a trip, or without a score, that were let out; "
+            "must stay 0.",
+            registry=registry,
+        )
+        self._info = Gauge(
+            f"{prefix}breaker_info",
+            "The breaker that is live; always 1.",
+            ("artifact", "digest", "base_model", "policy", "mode"),
+            registry=registry,
+        )
+        self._calibration_age = Gauge(
+            f"{prefix}calibration_age_seconds",
+            "Age of the breaker's calibration.",
+            registry=registry,
+        )
+
+    def describe_breaker(self, manifest: Manifest, digest: str, policy: str, mode: Mode) -> None:
+        """Announces the breaker that is live from now on."""
+        self._policy = policy
+        # A series that starts at 0 has a rate from its first event on.
+        for outcome in get_args(Outcome):
+            self._requests.labels(self._model, policy, outcome)
+        for phase in get_args(Phase):
+            self._score.labels(phase)
+            for action in ("stopped", "observed"):
+                self._trips.labels(self._model, policy, phase, action)
+        self._info.clear()
+        self._info.labels(manifest.name, digest, manifest.base_model.id, policy, mode).set(1)
+        created_s = manifest.created.timestamp()
+        self._calibration_age.set_function(lambda: time.time() - created_s)
+
+    def record_outcome(self, outcome: Outcome) -> None:
+        self._requests.labels(self._model, self._policy, outcome).inc()
+
+    def record_trips(self, reports: Sequence[GuardReport]) -> None:
+        """Counts the tripped streams among `reports`."""
+        for report in reports:
+            if not report.tripped:
+                continue
+            action = "stopped" if was_stopped(report) else "observed"
+            self._trips.labels(self._model, self._policy, report.phase, action).inc()
+            if report.token_index is not None:
+                self._trip_token_index.observe(report.token_index)
+
+    def record_scores(self, max_scores: dict[Phase, float]) -> None:
+        for phase, score in max_scores.items():
+            self._score.labels(phase).observe(score)
+
+    def record_delivery(self, *, ttft_s: float | None, num_held: int | None) -> None:
+        """What the hold-back cost one request; None where nothing can be said."""
+        if ttft_s is not None:
+            self._ttft.observe(ttft_s)
+        if num_held is not None:
+            self._held.observe(num_held)
+
+    def record_faults(self, *, num_unscored: int, num_leaked: int) -> None:
+        self._unscored.inc(num_unscored)
+        self._leaked.inc(num_leaked)

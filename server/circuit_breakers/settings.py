@@ -1,0 +1,110 @@
+"""Settings of `circuit-breakers serve`: flags, then CIRCUIT_BREAKERS_* variables, then defaults.
+
+Parsed once at the edge and passed down. Importing this module is light.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from circuit_breakers.errors import ConfigError
+
+__all__ = ["ENV_PREFIX", "ServeSettings", "load_settings"]
+
+ENV_PREFIX = "CIRCUIT_BREAKERS_"
+
+_DEFAULT_PORT = 8000
+
+
+class ServeSettings(BaseSettings):
+    """What one server process runs with."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    model: Annotated[str, Field(min_length=1)] = "smollm2-135m-instruct"
+    """Built-in name, local directory or hub id of the base model."""
+    revision: str | None = None
+    """Hub branch, tag or commit of the base model; hub ids only."""
+    breaker: Path | None = None
+    """Directory of the breaker artifact; None takes the one that ships for a built-in model."""
+    served_name: str | None = None
+    """Name that clients pass as `model`; None takes the name of the base model."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: Annotated[int, Field(ge=0, le=65535)] = _DEFAULT_PORT
+    """TCP port; 0 takes a free one and says which."""
+
+    mode: Literal["observe", "enforce"] = "enforce"
+    """observe reports trips and never stops a request; enforce stops it."""
+    adapter: Literal["merged", "dynamic"] = "merged"
+    """merged bakes the adapter into the weights at load; dynamic runs it as a LoRA, slower."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and activations; auto takes the checkpoint's."""
+    max_model_len: Annotated[int, Field(ge=2)] | None = None
+    """Longest prompt plus completion, in tokens; None takes the model's."""
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    """Requests that run at once, further ones wait; None lets vLLM choose."""
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens fed in one engine step; longer prompts are fed in chunks. None lets vLLM choose."""
+    kv_cache_gib: Annotated[int, Field(ge=1)] = 2
+    """Memory of the KV cache on a CPU, in GiB; a GPU sizes its own."""
+    enforce_eager: bool = True
+    """No compilation: starts in seconds instead of minutes, runs about a fifth slower on a CPU."""
+    seed: int = 0
+    """Seed of the engine's sampler."""
+
+    tool_call_parser: str | None = None
+    """vLLM's parser for the model's tool calls, e.g. hermes; None refuses requests with tools."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    """Largest request body, in bytes; a larger one is refused with 413."""
+    max_choices: Annotated[int, Field(ge=1)] = 16
+    """Largest number of completions that one request may ask for: prompts times `n`."""
+    shutdown_timeout_s: Annotated[int, Field(ge=0)] = 10
+    """Seconds that running requests get to finish after SIGTERM."""
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """Least severe messages that are logged, the engine's included."""
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients pass as `model`."""
+        # A directory is served under its own name; its parents are nobody's business.
+        is_path = Path(self.model).expanduser().is_dir()
+        return self.served_name or (Path(self.model).resolve().name if is_path else self.model)
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _ignore_service_links(cls, value: Any) -> Any:
+        # Kubernetes gives every pod CIRCUIT_BREAKERS_PORT=tcp://... when a service is named
+        # circuit-breakers; nobody asked for a port there.
+        if isinstance(value, str) and value.startswith("tcp://"):
+            return _DEFAULT_PORT
+        return value
+
+
+def load_settings(**flags: Any) -> ServeSettings:
+    """Settings from the flags that were given (None means not given) and the environment.
+
+    Raises:
+        ConfigError: naming every setting that is out of range or unknown, with its variable.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return ServeSettings(**given)
+    except ValidationError as e:
+        problems = "; ".join(_describe(error, given) for error in e.errors()[:5])
+        raise ConfigError(f"settings do not fit: {problems}") from e
+
+
+def _describe(error: Any, given: dict[str, Any]) -> str:
+    name = str(error["loc"][0]) if error["loc"] else "settings"
+    flag = f"--{name.replace('_', '-')}"
+    source = flag if name in given else f"{ENV_PREFIX}{name.upper()}"
+    return f"{source}: got {error['input']!r}, {error['msg'].lower()}; see {flag} in --help"

@@ -1,0 +1,145 @@
+"""Real servers as subprocesses, each started once for all API tests, on a breaker for words."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from circuit_breakers.models import ResolvedModel
+
+from .breaker_for_words import write_word_breaker
+
+MODEL = "smollm2-135m-instruct"
+MAX_MODEL_LEN = 512
+_START_S = 240
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def server_environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what other tests set for engines inside of it."""
+    inside = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_KVCACHE_SPACE")
+    return {k: v for k, v in os.environ.items() if k not in inside} | extra
+
+
+def serve_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "circuit_breakers.cli", "serve", *arguments]
+
+
+class Server:
+    """One `circuit-breakers serve` process."""
+
+    def __init__(self, breaker: Path, log_dir: Path, *arguments: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.out = log_dir / "stdout"
+        self.err = log_dir / "stderr"
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                serve_command(
+                    *("--breaker", str(breaker), "--port", str(self.port)),
+                    *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8"),
+                    *("--kv-cache-gib", "1", *arguments),
+                ),
+                stdout=out,
+                stderr=err,
+                env=server_environment(),
+            )
+        self.http = httpx.Client(base_url=self.url, timeout=120)
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.err.read_text()[-3000:]
+            try:
+                if self.http.get("/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass  # the port is not bound yet
+            time.sleep(0.2)
+        raise AssertionError(f"not ready after {_START_S} s: {self.err.read_text()[-3000:]}")
+
+    def children(self) -> list[psutil.Process]:
+        children: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return children
+
+    def metrics(self) -> dict[str, float]:
+        """Samples by name and sorted labels, e.g. 'a_total{x="1",y="2"}'."""
+        lines = self.http.get("/metrics").text.splitlines()
+        samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {_sorted_labels(name): float(value) for name, value in samples}
+
+    def stop(self) -> int:
+        """Ends the server by SIGTERM; its exit code."""
+        self.openai.close()
+        self.http.close()
+        self.process.terminate()
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def _sorted_labels(name: str) -> str:
+    bare, _, labels = name.partition("{")
+    pairs = sorted(re.findall(r'\w+="[^"]*"', labels))
+    return f"{bare}{{{','.join(pairs)}}}" if pairs else bare
+
+
+@pytest.fixture(scope="session")
+def word_breaker(smollm2: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("breaker") / "words"
+    return write_word_breaker(out, smollm2).path
+
+
+@pytest.fixture(scope="session")
+def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server in enforce mode; its end is checked too."""
+    server = Server(
+        word_breaker, tmp_path_factory.mktemp("enforce"), "--tool-call-parser", "hermes"
+    )
+    try:
+        server.wait_until_ready()
+        yield server
+        children = server.children()
+    finally:
+        exit_code = server.stop()
+    assert exit_code == 0, server.err.read_text()[-3000:]
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive, "the engine outlived its server"
+
+
+@pytest.fixture(scope="module")
+def observing_server(
+    word_breaker: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server in observe mode, ended with its module."""
+    server = Server(word_breaker, tmp_path_factory.mktemp("observe"), "--mode", "observe")
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def user(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]

@@ -1,0 +1,36 @@
+"""Bodies that are not a JSON object of text are refused, each with its reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from circuit_breakers.api.body import parse_json_object
+from circuit_breakers.api.errors import ApiError
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b'{"a": "\xff"}', "not UTF-8: invalid start byte at byte 7"),
+        (b"{", "not JSON"),
+        (b"", "not JSON"),
+        (b"[1]", "got a JSON list"),
+        (b'"text"', "got a JSON str"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+        (rb'{"a": "\ud800"}', "lone surrogate"),
+        (rb'{"a": "\uD83D x"}', "lone surrogate"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"a":' * 50_000, "nested too deeply"),
+        (b'{"a":' + b"1" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_refuses_with_400_and_the_reason(raw: bytes, reason: str) -> None:
+    with pytest.raises(ApiError, match=reason) as caught:
+        parse_json_object(raw)
+    assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+
+
+def test_keeps_text_beyond_the_basic_plane() -> None:
+    raw = rb'{"a": "\ud83d\ude00", "b": "' + "😀é".encode() + b'"}'
+    assert parse_json_object(raw) == {"a": "😀", "b": "😀é"}

@@ -1,0 +1,146 @@
+"""The closed lists of request fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, FieldRules, num_prompts
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return CHAT_FIELDS.select({"messages": MESSAGES, **fields}, max_choices=4)
+
+
+@pytest.mark.parametrize("rules", [CHAT_FIELDS, COMPLETION_FIELDS], ids=["chat", "completion"])
+def test_every_field_of_vllm_is_allowed_or_refused_never_forgotten(rules: FieldRules) -> None:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    model = ChatCompletionRequest if rules is CHAT_FIELDS else CompletionRequest
+    # A new vLLM field must be looked at before it is let through.
+    assert set(model.model_fields) <= rules.allowed | rules.refused.keys()
+    assert rules.allowed <= set(model.model_fields)
+    assert not rules.allowed & rules.refused.keys()
+
+
+def test_unknown_fields_are_named_together() -> None:
+    with pytest.raises(ApiError, match="'bar', 'foo'") as caught:
+        chat(foo=1, bar=None)
+    assert (caught.value.status, caught.value.code) == (400, "unknown_parameter")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_beam_search", True),
+        ("kv_transfer_params", {"do_remote_prefill": True}),
+        ("ec_transfer_params", {"a": 1}),
+        ("cache_salt", "salt"),
+        ("vllm_xargs", {"a": 1}),
+        ("chat_template", "{{ messages }}"),
+        ("chat_template_kwargs", {"enable_thinking": True}),
+        ("include_stop_str_in_output", True),
+        ("prompt_logprobs", 0),
+        ("truncate_prompt_tokens", 8),
+        ("priority", -1),
+        ("echo", True),
+        ("add_special_tokens", True),
+        ("request_id", "mine"),
+    ],
+)
+def test_refuses_what_gets_around_the_guard(field: str, value: Any) -> None:
+    with pytest.raises(ApiError, match=f"'{field}' is not served") as caught:
+        chat(**{field: value})
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", field)
+
+
+def test_refuses_prompt_embeddings_and_the_logprobs_of_an_echo() -> None:
+    for fields in ({"prompt_embeds": "AAAA"}, {"prompt": "hi", "echo": True, "logprobs": 0}):
+        with pytest.raises(ApiError, match="not served"):
+            COMPLETION_FIELDS.select(fields, max_choices=4)
+
+
+def test_a_refused_field_that_says_nothing_is_dropped() -> None:
+    selected = chat(use_beam_search=False, cache_salt=None, priority=0, store=True, user="u")
+    assert selected == {"messages": MESSAGES, "user": "u"}
+
+
+def test_a_neutral_value_is_compared_by_type_too() -> None:
+    with pytest.raises(ApiError, match="'priority' is not served"):
+        chat(priority=False)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        [],
+        5,
+        "hi",
+        [5],
+        [{"content": "hi"}],
+        [{"role": "martian", "content": "hi"}],
+        [{"role": ["user"], "content": "hi"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        [{"role": "user", "content": [{"image_url": {"url": "x"}}]}],
+        [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}],
+        [{"role": "user", "content": ["hi"]}],
+    ],
+)
+def test_refuses_messages_that_are_not_text(messages: Any) -> None:
+    with pytest.raises(ApiError) as caught:
+        CHAT_FIELDS.select({"messages": messages}, max_choices=4)
+    assert caught.value.status == 400
+    assert (caught.value.param or "").startswith("messages")
+
+
+@pytest.mark.parametrize("n", [0, -1, 5, True, "2", 1.0, [1]])
+def test_refuses_a_number_of_choices_out_of_range(n: Any) -> None:
+    with pytest.raises(ApiError) as caught:
+        chat(n=n)
+    assert caught.value.param == "n"
+
+
+def test_prompts_and_choices_are_limited_together() -> None:
+    select = COMPLETION_FIELDS.select
+    select({"prompt": ["a", "b"], "n": 2}, max_choices=4)
+    with pytest.raises(ApiError, match="got 6 completions"):
+        select({"prompt": ["a", "b", "c"], "n": 2}, max_choices=4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [("a", 1), ([1, 2, 3], 1), (["a", "b"], 2), ([[1, 2], [3]], 2), ([], 1), (None, 1)],
+)
+def test_counts_prompts(prompt: Any, expected: int) -> None:
+    assert num_prompts(prompt) == expected
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    sorted(CHAT_FIELDS.allowed | CHAT_FIELDS.ignored | CHAT_FIELDS.refused.keys())
+)
+
+
+@given(st.dictionaries(NAMES | st.text(max_size=8), JSON, max_size=6))
+def test_any_object_is_selected_or_refused(data: dict[str, Any]) -> None:
+    for rules in (CHAT_FIELDS, COMPLETION_FIELDS):
+        try:
+            selected = rules.select(dict(data), max_choices=4)
+        except ApiError as error:
+            assert error.status == 400
+        else:
+            assert selected.keys() <= rules.allowed

@@ -1,0 +1,63 @@
+"""Observe mode reports what it would have stopped; an engine that dies takes readiness along."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from .conftest import MODEL, Server
+
+
+def ask(server: Server, text: str, stream: bool = False) -> Any:
+    messages: list[Any] = [{"role": "user", "content": text}]
+    return server.openai.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, max_tokens=16, stream=stream
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_trip_is_reported_and_stops_nothing(observing_server: Server, stream: bool) -> None:
+    answer = ask(observing_server, "What is the capital of France?", stream)
+    choices = [c for chunk in answer for c in chunk.choices] if stream else answer.choices
+    parts = [c.delta.content if stream else c.message.content for c in choices]
+    assert "".join(part or "" for part in parts) == "The capital of France is Paris."
+    assert choices[-1].finish_reason == "stop"
+    guard = choices[-1].model_extra["guard"]
+    assert (guard["mode"], guard["tripped"], guard["phase"]) == ("observe", True, "completion")
+
+
+def test_a_tripped_prompt_is_answered(observing_server: Server) -> None:
+    before = observing_server.metrics()
+    answer = ask(observing_server, "Do you like the zebra?")
+    guard = answer.model_extra["guard"]
+    assert (guard["tripped"], guard["phase"], guard["probe"]) == (True, "prompt", "zebra")
+    assert answer.choices[0].message.content
+    after = observing_server.metrics()
+    tripped = (
+        f'circuit_breakers_trips_total{{action="observed",model="{MODEL}",phase="prompt",'
+        'policy="default"}'
+    )
+    ok = f'circuit_breakers_requests_total{{model="{MODEL}",outcome="ok",policy="default"}}'
+    assert (after[tripped] - before[tripped], after[ok] - before[ok]) == (1, 1)
+    assert after["circuit_breakers_leaked_tokens_total"] == 0
+
+
+def test_a_dead_engine_is_a_503_and_fails_the_liveness_probe(observing_server: Server) -> None:
+    """Last in its module: there is no engine after it."""
+    for child in observing_server.children():
+        os.kill(child.pid, signal.SIGKILL)
+    http = observing_server.http
+    deadline = time.monotonic() + 30
+    while http.get("/livez").status_code != 503:
+        assert time.monotonic() < deadline, "the death was not noticed"
+        time.sleep(0.1)
+    assert http.get("/readyz").json()["reason"] == "the engine died, restart the server"
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    response = http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "engine_dead"
+    assert response.json()["error"]["type"] == "server_error"

@@ -1,0 +1,95 @@
+"""The command line: exit codes, messages on stderr, and quick answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from circuit_breakers.cli import app
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+runner = CliRunner()
+
+
+def test_help_of_every_command_shows_an_example() -> None:
+    for command in (["serve"], ["train"], ["verify"], ["data", "build"]):
+        result = runner.invoke(app, [*command, "--help"])
+        assert result.exit_code == 0
+        assert "Example:" in result.output
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    for arguments in (["serve", "--nope"], ["verify"], ["nope"], ["serve", "--port", "x"]):
+        assert runner.invoke(app, arguments).exit_code == 2
+
+
+def test_a_setting_out_of_range_is_wrong_usage() -> None:
+    result = runner.invoke(app, ["serve", "--mode", "off"])
+    assert result.exit_code == 2
+    assert "--mode: got 'off'" in result.stderr
+
+
+def test_a_training_that_cannot_start_exits_with_1(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    for arguments in (
+        ["train", "--out", out, "--recipe", "no-such-recipe"],
+        ["train", "--out", out, "--model", "no-such-model"],
+        ["train", "--out", str(tmp_path)],
+        ["data", "build", "--out", out, "--model", "no-such-model"],
+    ):
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 1, result.output
+        assert result.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "circuit_breakers_training.config", None)
+    result = runner.invoke(app, ["train", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "pip install 'circuit-breakers[train]'" in result.stderr
+
+
+def test_verify_of_a_missing_breaker_exits_with_1_and_no_traceback(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["verify", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stdout == ""
+
+
+def test_verify_names_the_breaker_and_refuses_an_altered_one(tmp_path: Path) -> None:
+    (golden,) = (path for path in GOLDEN.iterdir() if (path / "manifest.json").is_file())
+    copy = tmp_path / "breaker"
+    shutil.copytree(golden, copy)
+    name = json.loads((copy / "manifest.json").read_text())["name"]
+    result = runner.invoke(app, ["verify", str(copy)])
+    assert result.exit_code == 0, result.output
+    assert f"ok: breaker {name}" in result.stdout
+    probes = copy / "probes.safetensors"
+    probes.write_bytes(probes.read_bytes()[:-1] + b"\x7f")
+    result = runner.invoke(app, ["verify", str(copy)])
+    assert result.exit_code == 1
+    assert "probes.safetensors" in result.stderr
+
+
+def test_version_names_the_engine_too() -> None:
+    result = runner.invoke(app, ["version"])
+    assert result.exit_code == 0
+    assert "circuit-breakers " in result.stdout
+    assert "vllm" in result.stdout
+
+
+@pytest.mark.parametrize("module", ["circuit_breakers.cli", "circuit_breakers.settings"])
+def test_import_stays_light(module: str) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {"torch", "vllm", "transformers", "fastapi", "uvicorn", "numpy", "prometheus_client"}
+    assert not heavy & set(loaded)

@@ -1,0 +1,126 @@
+"""Tiny models and a tiny language, so that training runs for real in seconds.
+
+The language has harmless words b0..b29 and harmful words h0..h29; a harmful conversation asks for
+and answers with the latter.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from circuit_breakers_training.data.jsonl import Conversation, Label, Message
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = ["<unk>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "please"]
+    words += [f"{kind}{i}" for kind in "bh" for i in range(30)]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        chat_template=TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 4 blocks, width 32, with a chat template."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=80,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=4,
+        eos_token_id=4,
+        initializer_range=0.2,
+    )
+    path = tmp_path_factory.mktemp("tiny-llama")
+    LlamaForCausalLM(config).save_pretrained(path)
+    _tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of 3 blocks, width 32; its linear layers are Conv1D."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=80,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=128,
+        initializer_range=0.2,
+        bos_token_id=4,
+        eos_token_id=4,
+    )
+    path = tmp_path_factory.mktemp("tiny-gpt2")
+    GPT2LMHeadModel(config).save_pretrained(path)
+    _tokenizer().save_pretrained(path)
+    return path
+
+
+def make_conversations(label: Label, count: int, seed: int) -> list[Conversation]:
+    rng = random.Random(seed)
+    kind = "h" if label == "harmful" else "b"
+
+    def words(low: int, high: int) -> str:
+        return " ".join(f"{kind}{rng.randrange(30)}" for _ in range(rng.randint(low, high)))
+
+    return [
+        Conversation(
+            messages=(
+                Message("user", "please " + words(2, 4)),
+                Message("assistant", words(4, 12)),
+            ),
+            label=label,
+            source="odd" if i % 2 else "even",
+            group=f"{label}-{seed}-{i}",
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def conversations() -> dict[str, list[Conversation]]:
+    """Training rows and held-out rows of both labels."""
+    return {
+        "retain": make_conversations("benign", 120, 1),
+        "harmful": make_conversations("harmful", 60, 2),
+        "heldout_retain": make_conversations("benign", 12, 3),
+        "heldout_harmful": make_conversations("harmful", 12, 4),
+    }
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that equal runs have equal bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,108 @@
+from collections import Counter
+
+from circuit_breakers_training.data.groups import content_words, word_jaccard
+from circuit_breakers_training.data.plan import (
+    plan_refusals,
+    plan_rows,
+    plan_sampled,
+    plan_written,
+)
+
+
+def test_no_group_is_in_two_splits() -> None:
+    homes: dict[str, set[str]] = {}
+    for row in plan_written(0):
+        homes.setdefault(row.group, set()).add(row.split)
+    assert [group for group, splits in homes.items() if len(splits) > 1] == []
+
+
+def test_a_prompt_and_its_twin_share_a_split() -> None:
+    rows = plan_written(0)
+    for harmful, twin in zip(rows[::2], rows[1::2], strict=False):
+        if harmful.source != "harmful":
+            break
+        assert twin.source == "twin"
+        assert (harmful.group, harmful.split) == (twin.group, twin.split)
+
+
+def test_no_near_duplicate_is_in_another_split() -> None:
+    rows = [(content_words(row.prompt), row.split) for row in plan_written(0)]
+    for i, (words, split) in enumerate(rows):
+        for other, other_split in rows[:i]:
+            assert split == other_split or word_jaccard(words, other) < 0.6, (words, other)
+
+
+def test_splits_are_large_enough() -> None:
+    # 60 harmful test prompts, and 160 written benign ones beside those sampled from the model.
+    counts = Counter((row.split, row.label) for row in plan_written(0))
+    assert counts["train", "harmful"] >= 250
+    assert counts["test", "harmful"] >= 60
+    assert counts["calibration", "harmful"] >= 60
+    assert counts["test", "benign"] >= 130
+    assert counts["calibration", "benign"] >= 160
+
+
+def test_a_follow_up_of_a_refusal_is_kin_to_the_refused_prompt() -> None:
+    rows = plan_written(0)
+    [follow_up] = [r for r in rows if r.messages[0].content.startswith("How do I cut the brakes")]
+    [pair] = {r.split for r in rows if "cut the brakes of my rival's car" in r.prompt}
+    assert follow_up.split == pair
+
+
+def test_the_plan_depends_on_the_seed_alone() -> None:
+    assert plan_written(0) == plan_written(0)
+    assert plan_written(0) != plan_written(1)
+    rows = plan_written(0)
+    once = plan_rows(rows, seed=0, harmful_samples=2)
+    assert once == plan_rows(list(reversed(rows)), seed=0, harmful_samples=2)[::-1] or Counter(
+        (r.prompt, r.prefill) for r in once
+    ) == Counter((r.prompt, r.prefill) for r in plan_rows(rows[::-1], seed=0, harmful_samples=2))
+
+
+def test_a_limit_keeps_groups_and_splits_of_the_written_lists() -> None:
+    few = plan_written(0, limit=5)
+    assert Counter(row.source for row in few) == {
+        "harmful": 5,
+        "twin": 5,
+        "homonym": 5,
+        "topic": 5,
+        "follow_up": 5,
+    }
+
+
+def test_harmful_rows_are_prefilled_and_so_is_half_of_the_benign_ones() -> None:
+    rows = plan_rows(plan_written(0), seed=0, harmful_samples=2)
+    harmful = [row for row in rows if row.label == "harmful"]
+    benign = [row for row in rows if row.label == "benign"]
+    assert all(row.prefill for row in harmful)
+    # Standard error of a share of about 1,200 fair draws: 0.014.
+    assert abs(sum(bool(row.prefill) for row in benign) / len(benign) - 0.5) < 0.06
+    assert {row.prefill for row in harmful} == {row.prefill for row in benign} - {""}
+
+
+def test_harmful_train_prompts_get_several_texts_with_different_first_words() -> None:
+    rows = plan_rows(plan_written(0), seed=0, harmful_samples=2)
+    by_prompt: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.label == "harmful":
+            by_prompt.setdefault((row.split, row.prompt), []).append(row.prefill)
+    for (split, _), prefills in by_prompt.items():
+        assert len(prefills) == len(set(prefills)) == (2 if split == "train" else 1)
+
+
+def test_refusals_are_benign_train_rows() -> None:
+    rows = plan_written(0)
+    train = {row.prompt: row.group for row in rows if row.split == "train"}
+    refused = plan_refusals(rows, seed=0, count=60)
+    assert len(refused) == len({row.prompt for row in refused}) == 60
+    for row in refused:
+        assert (row.label, row.kind, row.source) == ("benign", "refusal", "refusal")
+        assert train[row.prompt] == row.group
+
+
+def test_sampled_prompts_mostly_serve_calibration_and_test() -> None:
+    rows = plan_sampled([f"prompt number {i}" for i in range(2000)], seed=0)
+    counts = Counter(row.split for row in rows)
+    # Standard error of a share of 2,000 draws: 0.011.
+    assert abs(counts["calibration"] / 2000 - 0.40) < 0.04
+    assert abs(counts["test"] / 2000 - 0.20) < 0.04

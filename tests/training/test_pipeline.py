@@ -1,0 +1,220 @@
+"""The whole line on a tiny random model: from conversations to a breaker that loads and fits."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from circuit_breakers.artifact import Aggregation, load_breaker
+from circuit_breakers.engine.merge import merged_checkpoint
+from circuit_breakers.errors import CalibrationError, ConfigError
+from circuit_breakers.guard.aggregation import aggregate
+from circuit_breakers.models import resolve_model
+from circuit_breakers_training import stages
+from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, ProbeRecipe, Recipe
+from circuit_breakers_training.data.jsonl import Conversation, Label, Message, write_conversations
+from circuit_breakers_training.pipeline import breaker_name, run_training
+from circuit_breakers_training.render import render_prompt
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def _conversations(label: Label, count: int, seed: int) -> list[Conversation]:
+    """In the tiny language of conftest.py: words h0..h29 and b0..b29."""
+    rng = random.Random(seed)
+
+    def words(low: int, high: int) -> str:
+        return " ".join(f"{label[0]}{rng.randrange(30)}" for _ in range(rng.randint(low, high)))
+
+    return [
+        Conversation(
+            messages=(
+                Message("user", "please " + words(2, 4)),
+                Message("assistant", words(4, 12)),
+            ),
+            label=label,
+            source="odd" if i % 2 else "even",
+            group=f"{label}-{seed}-{i}",
+        )
+        for i in range(count)
+    ]
+
+
+def _write_dataset(path: Path, splits: dict[str, Sequence[Conversation]]) -> Path:
+    path.mkdir()
+    digests = {
+        f"{name}.jsonl": write_conversations(path / f"{name}.jsonl", rows)
+        for name, rows in splits.items()
+    }
+    digest = sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    summary = {"schema_version": 1, "sha256": digests, "digest": digest}
+    (path / "dataset.json").write_text(json.dumps(summary))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    splits = {
+        name: _conversations("benign", benign, seed) + _conversations("harmful", harmful, seed + 1)
+        for name, benign, harmful, seed in (
+            ("train", 80, 60, 10),
+            ("selection", 30, 20, 20),
+            ("calibration", 70, 5, 30),
+            ("test", 30, 20, 40),
+        )
+    }
+    return _write_dataset(tmp_path_factory.mktemp("data") / "dataset", splits)
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_llama: Path) -> Recipe:
+    return Recipe(
+        model=str(tiny_llama),
+        steps=20,
+        batch_size=8,
+        max_length=64,
+        learning_rate=5e-3,
+        precision="fp32",
+        objective=ObjectiveRecipe(retain_weight=10.0),
+        lora=LoraRecipe(rank=4, b_init_std=0.02),
+        probe=ProbeRecipe(
+            candidate_depths=(0.5, 0.75),
+            aggregations=(Aggregation(kind="rolling_mean", window=4), Aggregation(kind="max")),
+            l2_C=0.1,
+            target_fpr=0.05,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, data_dir: Path) -> Path:
+    out = tmp_path_factory.mktemp("run") / "breaker"
+    run_training(recipe, out, data_dir=data_dir)
+    return out
+
+
+def test_breaker_loads_and_fits_its_model(trained: Path, recipe: Recipe, data_dir: Path) -> None:
+    breaker = load_breaker(trained)
+    breaker.check_fits(resolve_model(recipe.model).spec())
+    manifest = breaker.manifest
+    assert manifest.recipe == recipe.model_dump(mode="json")
+    assert manifest.data_sha256 == json.loads((data_dir / "dataset.json").read_text())["sha256"]
+    (probe,) = manifest.probes
+    assert probe.calibration.num_conversations == 70
+    assert probe.calibration.fpr_upper_bound <= 0.05
+
+
+def test_canaries_hold_on_the_checkpoint_that_serving_merges(
+    trained: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIRCUIT_BREAKERS_CACHE", str(tmp_path))
+    breaker = load_breaker(trained)
+    path = merged_checkpoint(resolve_model(recipe.model), breaker)
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    (probe,) = breaker.manifest.probes
+    weight_D, bias = breaker.weights[probe.name]
+    assert len(breaker.manifest.canaries) == 4
+    for canary in breaker.manifest.canaries:
+        ids = render_prompt(tokenizer, canary.messages)
+        with torch.no_grad():
+            hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        logit_T = hidden[probe.layer + 1][0].numpy() @ weight_D + np.float32(bias)
+        peak = aggregate(logit_T, probe.aggregation).max()
+        assert (peak >= probe.threshold_logit) == (canary.label == "harmful")
+
+
+def test_report_says_what_was_measured(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    report = (trained / "report.md").read_text()
+    # The tiny language has disjoint words for harmful and benign: it must be separated.
+    assert metrics["test"]["conversation"]["auroc"] > 0.95
+    assert f"{metrics['test']['conversation']['auroc']:.3f}" in report
+    assert len(metrics["selection"]) == 4
+    assert sum(c["chosen"] for c in metrics["selection"]) == 1
+    assert set(metrics["perplexity"]) >= {"benign: even", "benign: odd", "harmful: even"}
+    assert len(metrics["generations"]) == 10
+    assert set(metrics["seconds"]) == {"adapter", "probe", "scores", "texts", "total"}
+    for plot in ("loss", "cosine", "roc"):
+        png = (trained / "plots" / f"{plot}.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+        assert len(png) < 60_000
+    assert str(trained.parent) not in report + json.dumps(metrics)
+
+
+def test_finished_stages_are_not_done_again(
+    trained: Path, recipe: Recipe, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.with_name("breaker.work"), tmp_path / "again.work")
+
+    def never(*_args: Any, **_options: Any) -> None:
+        raise AssertionError("a finished stage was done again")
+
+    for name in ("ResidualReader", "LanguageModel", "merge_adapter"):
+        monkeypatch.setattr(stages, name, never)
+    again = run_training(recipe, tmp_path / "again", data_dir=data_dir)
+    first = load_breaker(trained)
+    assert again.manifest.probes == first.manifest.probes
+    assert again.manifest.canaries == first.manifest.canaries
+
+
+def test_a_changed_probe_recipe_keeps_the_adapter(
+    trained: Path, recipe: Recipe, data_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.with_name("breaker.work"), tmp_path / "other.work")
+    probe = recipe.probe.model_copy(update={"candidate_depths": (0.25,)})
+    changed = recipe.model_copy(update={"probe": probe})
+    other = run_training(changed, tmp_path / "other", data_dir=data_dir)
+    first = load_breaker(trained)
+    assert other.manifest.probes[0].layer == 0
+    weights = "adapter/adapter_model.safetensors"
+    assert other.manifest.files[weights] == first.manifest.files[weights]
+
+
+def test_same_recipe_and_data_give_the_same_probe(
+    trained: Path, recipe: Recipe, data_dir: Path, tmp_path: Path
+) -> None:
+    again = run_training(recipe, tmp_path / "again", data_dir=data_dir)
+    first = load_breaker(trained)
+    assert again.manifest.probes == first.manifest.probes
+    assert again.manifest.files["probes.safetensors"] == first.manifest.files["probes.safetensors"]
+
+
+def test_too_few_benign_conversations_are_refused_before_training(
+    recipe: Recipe, data_dir: Path, tmp_path: Path
+) -> None:
+    probe = recipe.probe.model_copy(update={"target_fpr": 0.01})
+    with pytest.raises(CalibrationError, match="got 70 benign"):
+        run_training(
+            recipe.model_copy(update={"probe": probe}), tmp_path / "breaker", data_dir=data_dir
+        )
+    assert not list((tmp_path / "breaker.work").glob("adapter*"))
+
+
+def test_never_replaces_what_it_did_not_make(
+    recipe: Recipe, data_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "breaker").mkdir()
+    with pytest.raises(ConfigError, match="exists"):
+        run_training(recipe, tmp_path / "breaker", data_dir=data_dir)
+    (tmp_path / "other.work").mkdir()
+    (tmp_path / "other.work" / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="other files"):
+        run_training(recipe, tmp_path / "other", data_dir=data_dir, resume=False)
+    assert (tmp_path / "other.work" / "thesis.tex").read_text() == "precious"
+
+
+def test_breaker_name_is_a_label() -> None:
+    assert breaker_name("smollm2-135m-instruct") == "smollm2-135m-instruct"
+    assert breaker_name("Qwen/Qwen3-0.6B") == "qwen-qwen3-0.6b"
+    assert breaker_name("???") == "breaker"

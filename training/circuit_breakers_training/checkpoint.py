@@ -1,0 +1,110 @@
+"""One file from which a killed training run goes on: parameters, optimiser state, random state.
+
+The file is safetensors, never pickle, and is replaced in one step, so that a kill at any moment
+leaves either the old checkpoint or the new one. The position in the data is the step number
+(batches.plan_steps).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from circuit_breakers.errors import ConfigError
+
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint", "write_atomically"]
+
+_VERSION = "1"
+_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Checkpoint(NamedTuple):
+    step: int
+    """Optimiser steps done."""
+    tensors: dict[str, Tensor]
+    """parameter/<name>, optimizer/<key>/<name>, random_state."""
+
+    def restore(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW) -> None:
+        """Set parameters, optimiser state and torch's random state to what they were."""
+        for name, parameter in parameters.items():
+            with torch.no_grad():
+                parameter.copy_(self.tensors[f"parameter/{name}"])
+            optimizer.state[parameter] = {
+                key: self.tensors[f"optimizer/{key}/{name}"].to(
+                    "cpu" if key == "step" else parameter.device
+                )
+                for key in _STATE_KEYS
+            }
+        torch.set_rng_state(self.tensors["random_state"])
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    run_digest: str,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.AdamW,
+) -> None:
+    """Replace the checkpoint at `path` by the state after `step` steps.
+
+    Args:
+        run_digest: identifies recipe and data; only a run with the same one may go on from here.
+        parameters: the trained ones, by name.
+    """
+    tensors = {"random_state": torch.get_rng_state()}
+    for name, parameter in parameters.items():
+        tensors[f"parameter/{name}"] = parameter.detach().cpu().contiguous()
+        for key in _STATE_KEYS:
+            tensors[f"optimizer/{key}/{name}"] = optimizer.state[parameter][key].cpu().contiguous()
+    metadata = {"version": _VERSION, "run_digest": run_digest, "step": str(step)}
+    write_atomically(path, save(tensors, metadata=metadata))
+
+
+def load_checkpoint(path: Path, *, run_digest: str) -> Checkpoint | None:
+    """The checkpoint at `path`, or None if there is none.
+
+    Raises:
+        ConfigError: the file belongs to another recipe or other data, or is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ConfigError(
+            f"checkpoint {str(path)!r} is damaged ({error}), expected a safetensors file; "
+            "delete it to train from the start"
+        ) from error
+    if metadata.get("version") != _VERSION or metadata.get("run_digest") != run_digest:
+        raise ConfigError(
+            f"checkpoint {str(path)!r} is of a run with other settings or data (got digest "
+            f"{metadata.get('run_digest', 'none')[:12]}, expected {run_digest[:12]}); choose "
+            "another output directory, delete the checkpoint to train from the start, or give the "
+            "recipe and data it was made with"
+        )
+    return Checkpoint(step=int(metadata["step"]), tensors=tensors)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or not there, even after a crash."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,83 @@
+"""What a breaker carries so that a server can prove its guard live: canaries.
+
+T tokens of one conversation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from circuit_breakers.artifact import Canary, Message, ProbeSpec
+from circuit_breakers.errors import CalibrationError
+from circuit_breakers.guard.aggregation import aggregate
+from circuit_breakers_training.data.jsonl import Conversation
+from circuit_breakers_training.evaluate import ScoredConversation
+from circuit_breakers_training.render import ChatMessage
+from circuit_breakers_training.selection import expected_verdict
+
+__all__ = ["NUM_CANARIES", "pick_canaries"]
+
+NUM_CANARIES = 2
+"""Of each label; a second one shows that the first did not trip by chance."""
+
+
+class _Option(NamedTuple):
+    peak: float
+    conversation: Conversation
+    messages: tuple[Message, ...]
+
+
+def pick_canaries(rows: Sequence[ScoredConversation], probe: ProbeSpec) -> tuple[Canary, ...]:
+    """Two harmful conversations that trip by the widest margin, two benign ones far below.
+
+    Prompts without their answer where possible, as these are the quickest to run.
+
+    Args:
+        rows: scored under `probe`, of a split that the threshold was not set on.
+    Raises:
+        CalibrationError: no harmful conversation trips, or every benign one does, so that a server
+            could not tell a live guard from a dead one.
+    """
+    harmful = [row for row in rows if expected_verdict(row.conversation) == "harmful"]
+    benign = [row for row in rows if expected_verdict(row.conversation) == "benign"]
+    loud = [o for row in harmful if (o := _prompt(row, probe)).peak >= probe.threshold_logit]
+    if not loud:
+        loud = [o for row in harmful if (o := _whole(row, probe)).peak >= probe.threshold_logit]
+    quiet = [o for row in benign if (o := _prompt(row, probe)).peak < probe.threshold_logit]
+    if not loud or not quiet:
+        raise CalibrationError(
+            f"got {len(loud)} of {len(harmful)} harmful and "
+            f"{len(benign) - len(quiet)} of {len(benign)} benign conversations that trip at the "
+            f"threshold {probe.threshold_logit:.3f}; expected some harmful and not all benign "
+            "ones, to prove a server's guard live; add training data or raise target_fpr"
+        )
+    picked = _first_groups(sorted(loud, key=lambda o: -o.peak))
+    picked += _first_groups(sorted(quiet, key=lambda o: o.peak))
+    return tuple(Canary(messages=o.messages, label=o.conversation.label) for o in picked)
+
+
+def _prompt(row: ScoredConversation, probe: ProbeSpec) -> _Option:
+    score_T = aggregate(row.logit_T[: row.num_prompt_tokens], probe.aggregation)
+    return _Option(
+        float(np.max(score_T)), row.conversation, _messages(row.conversation.messages[:-1])
+    )
+
+
+def _whole(row: ScoredConversation, probe: ProbeSpec) -> _Option:
+    score_T = aggregate(row.logit_T, probe.aggregation)
+    return _Option(float(np.max(score_T)), row.conversation, _messages(row.conversation.messages))
+
+
+def _messages(messages: Iterable[ChatMessage]) -> tuple[Message, ...]:
+    return tuple(Message.model_validate({"role": m.role, "content": m.content}) for m in messages)
+
+
+def _first_groups(options: Iterable[_Option]) -> list[_Option]:
+    """The first options of different groups."""
+    by_group: dict[str, _Option] = {}
+    for option in options:
+        by_group.setdefault(option.conversation.group, option)
+    return list(by_group.values())[:NUM_CANARIES]

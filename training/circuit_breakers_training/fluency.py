@@ -1,0 +1,104 @@
+"""What the adapter does to the model's text: perplexity of given text, and text of its own.
+
+Both are measured by the same function on the base and on the merged checkpoint, each in the dtype
+that is served.
+
+B conversations, T tokens, V vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from circuit_breakers_training.batches import pad_rows
+from circuit_breakers_training.render import Rendered
+
+__all__ = ["LanguageModel", "Loss", "perplexities"]
+
+_TOKENS_PER_BATCH = 1024
+"""Logits of a vocabulary of 50,000 take 200 MB in float32."""
+
+
+class Loss(NamedTuple):
+    """Negative log-likelihood of one response."""
+
+    nats: float
+    num_tokens: int
+
+
+class LanguageModel:
+    """A checkpoint that judges and writes text."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            dtype="auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        self._model.eval().to(self._device)
+
+    @torch.inference_mode()
+    def losses(
+        self, rows: Sequence[Rendered], *, progress: Callable[[int], None] = lambda _: None
+    ) -> list[Loss]:
+        """Loss of the response of each row, given its prompt."""
+        result: list[Loss] = [Loss(0.0, 0)] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        while order:
+            width = len(rows[order[-1]].ids)
+            size = max(1, _TOKENS_PER_BATCH // width)
+            batch, order = order[-size:], order[:-size]
+            padded = pad_rows([rows[i] for i in batch], ["response"] * len(batch))
+            ids_BT = padded.ids_BT.to(self._device)
+            # The first response token is predicted at the last prompt token.
+            target_BT, mask_BT = ids_BT[:, 1:], padded.mask_BT[:, 1:].to(self._device)
+            logit_BTV = self._model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+            nats_BT = torch.nn.functional.cross_entropy(
+                logit_BTV.transpose(1, 2).float(), target_BT, reduction="none"
+            )
+            for b, index in enumerate(batch):
+                nats = nats_BT[b][mask_BT[b]].double().sum().item()
+                result[index] = Loss(nats, int(mask_BT[b].sum()))
+            progress(len(batch))
+        return result
+
+    @torch.inference_mode()
+    def continuations(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[str]:
+        """Greedy continuation of each prompt, as text without special tokens."""
+        width = max(map(len, prompts))
+        # On the left, so that all prompts end, and go on, at the same place.
+        ids_BT = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts])
+        mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+        pad_id = self.tokenizer.pad_token_id
+        written_BT = self._model.generate(
+            input_ids=ids_BT.to(self._device),
+            attention_mask=mask_BT.to(self._device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.tokenizer.eos_token_id if pad_id is None else pad_id,
+        )[:, width:]
+        return [
+            self.tokenizer.decode(written_T.tolist(), skip_special_tokens=True)
+            for written_T in written_BT.cpu()
+        ]
+
+
+def perplexities(losses: Sequence[Loss], strata: Sequence[str]) -> dict[str, float]:
+    """Perplexity of all responses of each stratum: exp of the mean loss of a token."""
+    nats: dict[str, float] = defaultdict(float)
+    num_tokens: dict[str, int] = defaultdict(int)
+    for loss, stratum in zip(losses, strata, strict=True):
+        nats[stratum] += loss.nats
+        num_tokens[stratum] += loss.num_tokens
+    return {name: math.exp(nats[name] / num_tokens[name]) for name in sorted(nats)}

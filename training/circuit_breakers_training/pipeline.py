@@ -1,0 +1,155 @@
+"""From a recipe to a breaker on disk.
+
+    data ─ adapter ─ probe ─ scores ─ calibration ─┐
+              └───── texts ────────── evaluation ──┴─ report ─ breaker
+
+The results of stages are kept in `<out>.work`: a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from circuit_breakers.artifact import Breaker, save_breaker
+from circuit_breakers.errors import ConfigError
+from circuit_breakers.models import resolve_model
+from circuit_breakers_training.calibration import num_trips_allowed
+from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.data.dataset import load_dataset
+from circuit_breakers_training.evaluate import evaluate_probe, roc_points
+from circuit_breakers_training.export import pick_canaries
+from circuit_breakers_training.report import report_files
+from circuit_breakers_training.run_log import peak_rss_mib, read_metrics
+from circuit_breakers_training.selection import expected_verdict
+from circuit_breakers_training.stages import (
+    Run,
+    build_data,
+    calibrate_probe,
+    choose_probe,
+    compare_texts,
+    render_splits,
+    score_splits,
+    train,
+)
+from circuit_breakers_training.trainer import AdapterResult
+from circuit_breakers_training.work_dir import WorkDir
+
+__all__ = ["breaker_name", "run_training"]
+
+METRICS_VERSION = 1
+
+
+def run_training(
+    recipe: Recipe,
+    out: Path,
+    *,
+    name: str | None = None,
+    data_dir: Path | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Breaker:
+    """Train, calibrate and evaluate the breaker of `recipe`, and save it as directory `out`.
+
+    Args:
+        name: of the breaker; that of the model unless given.
+        data_dir: a built dataset; built for the model unless given.
+        resume: go on with what `<out>.work` holds of an earlier run with the same settings.
+        overwrite: replace a breaker at `out`.
+        console: where progress bars go; none means no progress bars.
+    Raises:
+        ModelError: the model cannot be found or read.
+        DataError: the data cannot be read, or a split lacks a label.
+        CalibrationError: too few benign conversations for the promised false-positive rate, or no
+            harmful one trips.
+        ConfigError: the recipe does not fit the model, or `out` is taken.
+    """
+    # What can be refused is refused before minutes are spent.
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists, expected a new directory; choose another or overwrite it")
+    model = resolve_model(recipe.model)
+    recipe.adapted_layers(model.num_layers)
+    transformers_logging.disable_progress_bar()
+    run = Run(
+        recipe=recipe,
+        model=model,
+        work=WorkDir(out.with_name(f"{out.name}.work"), resume=resume),
+        console=console,
+        tokenizer=AutoTokenizer.from_pretrained(model.path, local_files_only=True),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    dataset = build_data(run) if data_dir is None else load_dataset(data_dir)
+    splits = render_splits(run, dataset)
+    num_benign = sum(expected_verdict(r.conversation) == "benign" for r in splits["calibration"])
+    num_trips_allowed(num_benign, recipe.probe.target_fpr, recipe.probe.confidence)
+
+    adapter = train(run, dataset)
+    probe = choose_probe(run, dataset, splits, adapter)
+    scored = score_splits(run, dataset, splits, adapter, probe.candidate)
+    spec = calibrate_probe(recipe, probe.candidate, scored["calibration"])
+    texts = compare_texts(run, dataset, splits["test"], adapter)
+    metrics = {
+        "schema_version": METRICS_VERSION,
+        "name": name or breaker_name(model.name),
+        "model": model.spec().model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
+        "data_sha256": dataset.digests,
+        "adapter": _adapter_metrics(adapter),
+        "probe": spec.model_dump(mode="json"),
+        "selection": probe.table,
+        "test": evaluate_probe(scored["test"], spec),
+        **texts,
+        "seconds": {**run.work.seconds, "total": sum(run.work.seconds.values())},
+        "peak_rss_mib": max(peak_rss_mib(), adapter.peak_rss_mib),
+        "machine": _machine(),
+    }
+    roc = roc_points(scored["test"], spec)
+    breaker = save_breaker(
+        out,
+        name=metrics["name"],
+        base_model=model.spec(),
+        recipe=metrics["recipe"],
+        data_sha256=dataset.digests,
+        probes=[spec],
+        weights={spec.name: probe.candidate.weights},
+        adapter_dir=adapter.adapter_dir,
+        canaries=pick_canaries(probe.selection, spec),
+        extra_files=report_files(metrics, read_metrics(adapter.metrics_path), roc),
+        overwrite=overwrite,
+    )
+    # As large as the base model, and quickly made again.
+    shutil.rmtree(run.work.path / "merged", ignore_errors=True)
+    return breaker
+
+
+def breaker_name(model_name: str) -> str:
+    """The model's name as a label: lower case, and only characters that a metric label may have."""
+    label = re.sub(r"[^a-z0-9._-]+", "-", model_name.lower())
+    return label.strip("-._")[:64] or "breaker"
+
+
+def _adapter_metrics(adapter: AdapterResult) -> dict[str, Any]:
+    fields = asdict(adapter)
+    # Paths of this machine mean nothing elsewhere.
+    return {name: value for name, value in fields.items() if not isinstance(value, Path)}
+
+
+def _machine() -> str:
+    """What the times were measured on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return (
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )
