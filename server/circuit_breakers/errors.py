@@ -1,15 +1,15 @@
 """Every error that this package raises on purpose.
 
     CircuitBreakersError
-    ├── ArtifactError (ValueError)           a breaker artifact is broken, altered or of another version
-    ├── BreakerMismatchError (ValueError)    a sound artifact that does not fit the model or the engine
-    ├── ModelError (ValueError)              a model cannot be found, converted or read
-    ├── DataError (ValueError)               a training data file has a bad line
-    ├── CalibrationError (ValueError)        the data cannot support the claimed false-positive rate
-    ├── ConfigError (ValueError)             a setting is out of range or cannot take effect
-    ├── UnsupportedEngineError (RuntimeError) the vLLM version or engine mode is outside the tested range
-    ├── NotReadyError (RuntimeError)         the guard could not be proven live
-    └── UnguardedOutputError (RuntimeError)  the engine gave out a token that the guard has not passed
+    ├── ArtifactError (ValueError)            a broken, altered or unknown breaker artifact
+    ├── BreakerMismatchError (ValueError)     a sound artifact for another model or engine
+    ├── ModelError (ValueError)               a model cannot be found, converted or read
+    ├── DataError (ValueError)                a training data file has a bad line
+    ├── CalibrationError (ValueError)         too little data for the claimed false-positive rate
+    ├── ConfigError (ValueError)              a setting out of range or without effect
+    ├── UnsupportedEngineError (RuntimeError) vLLM's version or mode is outside the tested range
+    ├── NotReadyError (RuntimeError)          the guard could not be proven live
+    └── UnguardedOutputError (RuntimeError)   the engine gave out a token that was not passed
 
 A message says what was got, what was expected, and the cure. A trip is a decision, not an error.
 """
