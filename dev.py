@@ -62,8 +62,8 @@ def main(argv: list[str]) -> int:
 
 
 def serve(extra: list[str]) -> int:
-    model = [] if extra and not extra[0].startswith("-") else [MODEL, "--port", "8000"]
-    run_program(["circuit-breakers", "serve", *model, *extra])
+    # A later --model or --port wins over these.
+    run_program(["circuit-breakers", "serve", "--model", MODEL, "--port", "8000", *extra])
 
 
 def train(extra: list[str]) -> int:

@@ -27,7 +27,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Training data.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure the guard's cost.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:
@@ -179,6 +181,42 @@ def verify(
             f"{calibration.num_trips} trips in {calibration.num_conversations} benign "
             f"conversations (rate at most {calibration.fpr_upper_bound:.2%} at "
             f"{calibration.confidence:.0%} confidence)"
+        )
+
+
+@bench_app.command(
+    "serve", epilog="Example: `circuit-breakers bench serve --batch 1 --batch 32 --pairs 8`"
+)
+def bench_serve(
+    model: Annotated[
+        str, typer.Option(help="Built-in name, directory or hub id.")
+    ] = "smollm2-135m-instruct",
+    breaker: Annotated[
+        Path | None, typer.Option(help="Breaker directory. [the one that ships for the model]")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Requests at once; may be repeated. [1 and 32]")
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Guarded and plain blocks a batch size.")] = 8,
+) -> None:
+    """Compare guarded with plain vLLM in one engine, the guard switched between blocks."""
+    with _reported_errors():
+        bench = _import("circuit_breakers.engine.bench", extra="serve")
+        from circuit_breakers.artifact import builtin_breaker_path, load_breaker
+        from circuit_breakers.models import resolve_model
+
+        resolved = resolve_model(model)
+        path = breaker or builtin_breaker_path(resolved.name)
+        if path is None:
+            raise ConfigError(f"no breaker ships for {model!r}; pass --breaker DIR")
+        rows = bench.bench_serving(
+            resolved, load_breaker(path), batches=tuple(batch or (1, 32)), num_pairs=pairs
+        )
+    typer.echo("batch  plain tok/s  guarded tok/s  ratio median (min-max)  pairs")
+    for row in rows:
+        typer.echo(
+            f"{row.batch:5d}  {row.plain:11.1f}  {row.guarded:13.1f}  "
+            f"{row.ratio:6.4f} ({row.ratio_min:.4f}-{row.ratio_max:.4f})  {row.num_pairs:5d}"
         )
 
 

@@ -46,7 +46,7 @@ def test_a_kubernetes_service_link_is_no_port(monkeypatch: pytest.MonkeyPatch) -
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        load_settings().port = 1  # type: ignore[misc]
+        load_settings().port = 1
 
 
 def test_the_served_name_hides_the_path_of_a_directory(tmp_path: Path) -> None:
