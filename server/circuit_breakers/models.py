@@ -105,7 +105,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ResolvedModel:
                 "only hub ids have revisions; leave --revision out"
             )
         path = path.resolve()
-        return _inspect(path, name=path.name, revision=None)
+        return _inspect(path, name=path.name, revision=_weights_digest(path))
     if path.is_file():
         raise ModelError(
             f"got file {name!r}, expected a directory with config.json, safetensors weights and "
@@ -115,6 +115,16 @@ def resolve_model(name: str, *, revision: str | None = None) -> ResolvedModel:
         snapshot = hub_snapshot(name, revision)
         return _inspect(snapshot, name=name, revision=snapshot.name)
     raise ModelError(_unknown_name(name))
+
+
+def _weights_digest(directory: Path) -> str:
+    """sha256 over the safetensors files of a directory: what a hub commit is to a hub id."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.name} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

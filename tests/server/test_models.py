@@ -46,10 +46,11 @@ def write_model(path: Path, config: object = CONFIG) -> Path:
 class TestLocalDirectory:
     def test_resolves(self, tmp_path: Path) -> None:
         model = resolve_model(str(write_model(tmp_path / "tiny")))
+        assert model.revision is not None
         assert model == ResolvedModel(
             name="tiny",
             path=tmp_path / "tiny",
-            revision=None,
+            revision=model.revision,
             config_sha256=config_digest(CONFIG),
             num_layers=4,
             hidden_size=8,
@@ -58,9 +59,22 @@ class TestLocalDirectory:
         )
 
     def test_spec_is_what_an_artifact_records(self, tmp_path: Path) -> None:
-        spec = resolve_model(str(write_model(tmp_path / "tiny"))).spec()
-        assert (spec.id, spec.revision, spec.num_layers, spec.hidden_size) == ("tiny", None, 4, 8)
+        model = resolve_model(str(write_model(tmp_path / "tiny")))
+        spec = model.spec()
+        assert (spec.id, spec.revision, spec.num_layers, spec.hidden_size) == (
+            "tiny",
+            model.revision,
+            4,
+            8,
+        )
         assert spec.config_sha256 == config_digest(CONFIG)
+
+    def test_other_weights_under_the_same_name_are_another_revision(self, tmp_path: Path) -> None:
+        first = resolve_model(str(write_model(tmp_path / "a" / "tiny")))
+        write_model(tmp_path / "b" / "tiny")
+        assert resolve_model(str(tmp_path / "b" / "tiny")).spec() == first.spec()
+        save_file({"w": np.ones(1, np.float32)}, tmp_path / "b" / "tiny" / "model.safetensors")
+        assert resolve_model(str(tmp_path / "b" / "tiny")).spec() != first.spec()
 
     def test_name_does_not_depend_on_how_it_is_spelt(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -40,7 +40,7 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as e:
         raise _invalid(f"the body is not UTF-8: {e.reason} at byte {e.start}") from e
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int)
         if "\\ud" in text or "\\uD" in text:
             # "\ud800" alone is valid JSON and no text; a tokenizer would fail on it.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -65,6 +65,14 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
     return bytes(body)
+
+
+def _parse_int(digits: str) -> int:
+    value = int(digits)
+    # vLLM would take it in, and fail on it only after it has made room for the request.
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{digits[:24]} is not a 64-bit integer")
+    return value
 
 
 def _refuse_constant(name: str) -> Any:

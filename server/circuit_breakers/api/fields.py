@@ -7,6 +7,7 @@ with its neutral value says nothing and is dropped.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,14 @@ __all__ = ["CHAT_FIELDS", "COMPLETION_FIELDS", "FieldRules", "num_prompts"]
 # Tuples: a value that cannot be hashed compares all the same.
 _ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 _TEXT_PARTS = ("refusal", "text")
+_MAX_CHARS = {
+    "response_format": 1 << 16,
+    "stop": 1 << 12,
+    "structured_outputs": 1 << 16,
+    "tools": 1 << 17,
+}
+"""Longest value of a field, as JSON: far above what people send."""
+_MAX_GRAMMAR_CHOICES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +66,7 @@ class FieldRules:
                     param=name,
                 )
         selected = {name: value for name, value in data.items() if name in self.allowed}
+        _check_sizes(selected)
         if self.prompt_field == "messages":
             _check_messages(selected.get("messages"))
         elif selected.get("echo") and selected.get("logprobs") is not None:
@@ -125,6 +135,27 @@ def _check_messages(messages: Any) -> None:
                 )
 
 
+def _check_sizes(selected: Mapping[str, Any]) -> None:
+    """Keeps out what a grammar compiler or a stop-string search would chew on for seconds."""
+    for name, max_chars in _MAX_CHARS.items():
+        if (size := len(json.dumps(selected.get(name)))) > max_chars:
+            raise ApiError(
+                400,
+                f"{name!r} has {size} characters, expected at most {max_chars}; send a smaller one",
+                code="invalid_value",
+                param=name,
+            )
+    grammar = selected.get("structured_outputs")
+    choices = grammar.get("choice") if isinstance(grammar, dict) else None
+    if isinstance(choices, list) and len(choices) > _MAX_GRAMMAR_CHOICES:
+        raise ApiError(
+            400,
+            f"got {len(choices)} choices, expected at most {_MAX_GRAMMAR_CHOICES}; send fewer",
+            code="invalid_value",
+            param="structured_outputs",
+        )
+
+
 def _check_choices(selected: dict[str, Any], max_choices: int) -> None:
     n = selected.get("n")
     if n is None:
@@ -159,7 +190,6 @@ _SHARED_ALLOWED = frozenset(
         "model",
         "n",
         "presence_penalty",
-        "repetition_detection",
         "repetition_penalty",
         "response_format",
         "return_token_ids",
@@ -168,7 +198,6 @@ _SHARED_ALLOWED = frozenset(
         "skip_special_tokens",
         "spaces_between_special_tokens",
         "stop",
-        "stop_token_ids",
         "stream",
         "stream_options",
         "structured_outputs",
@@ -188,6 +217,7 @@ _TEMPLATE = "the breaker is calibrated on the model's own chat template"
 _TRUNCATION = "a prompt is judged as it was sent"
 _BEAM = "beam search feeds its beams back as prompts, past the verdict"
 _MULTIMODAL = "the breaker is calibrated on text"
+_UNSCORED_END = "where it ends a completion, it tells of a token that has no score; use 'stop'"
 
 _SHARED_REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "cache_salt": (_INTERNAL, (None,)),
@@ -198,11 +228,13 @@ _SHARED_REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "mm_payload": (_MULTIMODAL, (None, "tensors")),
     "priority": (_INTERNAL, (None, 0)),
     "prompt_logprobs": ("it would tell of a prompt before the verdict", (None,)),
+    "repetition_detection": (_UNSCORED_END, (None,)),
     "request_id": (_INTERNAL, (None,)),
     "return_mm_kwargs": (_MULTIMODAL, _OFF),
     "return_token_offsets": (_INTERNAL, _OFF),
     "routed_experts_prompt_start": (_INTERNAL, (None, 0)),
     "session_id": (_INTERNAL, (None,)),
+    "stop_token_ids": (_UNSCORED_END, (None, [])),
     "stream_interval": (_INTERNAL, (None, 1)),
     "truncate_prompt_tokens": (_TRUNCATION, (None,)),
     "truncation_side": (_TRUNCATION, (None,)),

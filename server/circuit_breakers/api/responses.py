@@ -42,6 +42,8 @@ class ReportSource(Protocol):
 
     def report_for(self, index: int) -> GuardReport | None: ...
 
+    def finish_reason_for(self, index: int) -> str | None: ...
+
 
 def summary(reports: Iterable[GuardReport]) -> GuardReport | None:
     """The report that stands for the whole response: the first trip, else the closest to one."""
@@ -99,9 +101,8 @@ class StreamShape:
     model: str
     num_choices: int
 
-    def last_chunk(self, index: int, report: GuardReport | None) -> dict[str, Any]:
+    def last_chunk(self, index: int, finish_reason: str) -> dict[str, Any]:
         """The chunk that ends a choice which has nothing more to say."""
-        stopped = report is not None and was_stopped(report)
         empty: dict[str, Any] = (
             {"delta": {}} if self.object == "chat.completion.chunk" else {"text": ""}
         )
@@ -115,7 +116,7 @@ class StreamShape:
                     "index": index,
                     **empty,
                     "logprobs": None,
-                    "finish_reason": "content_filter" if stopped else "stop",
+                    "finish_reason": finish_reason,
                 }
             ],
         }
@@ -146,7 +147,7 @@ async def guard_stream(
             continue
         if event == DONE or _USAGE_MARK in event:
             for index in sorted(open_choices):
-                chunk = shape.last_chunk(index, reports.report_for(index))
+                chunk = shape.last_chunk(index, reports.finish_reason_for(index) or "stop")
                 yield _guarded_chunk(chunk, reports)
             open_choices.clear()
         yield event

@@ -53,6 +53,8 @@ class _Stream:
         """Completion tokens passed on."""
         self.stopped = False
         """The engine stopped it for a trip."""
+        self.finish_reason: str | None = None
+        """Why it ended; None while it runs."""
 
 
 class GuardSession:
@@ -78,6 +80,11 @@ class GuardSession:
         """
         stream = self._streams.get(choice)
         return None if stream is None else stream.breaker.report()
+
+    def finish_reason_for(self, choice: int) -> str | None:
+        """Why choice `choice` ended; None while it runs or when it has not run."""
+        stream = self._streams.get(choice)
+        return None if stream is None else stream.finish_reason
 
     @property
     def prompt_tripped(self) -> GuardReport | None:
@@ -177,13 +184,21 @@ class GuardedEngine:
         session = _session.get() or GuardSession()
         first_choice = session.add_request(params.n)
         outputs = self._engine.generate(prompt, params, request_id, **kwargs)
-        return self._guarded(session, first_choice, outputs, params.output_kind.name == "DELTA")
+        delta = params.output_kind.name == "DELTA"
+        return self._guarded(session, first_choice, request_id, outputs, delta)
 
     async def _guarded(
-        self, session: GuardSession, first_choice: int, outputs: Any, delta: bool
+        self,
+        session: GuardSession,
+        first_choice: int,
+        request_id: str,
+        outputs: Any,
+        delta: bool,
     ) -> AsyncGenerator[Any, None]:
+        finished = False
         try:
             async for output in outputs:
+                finished = output.finished
                 num_prompt_tokens = len(output.prompt_token_ids)
                 for completion in output.outputs:
                     choice = first_choice + completion.index
@@ -193,8 +208,11 @@ class GuardedEngine:
                     session.delivered()
                 yield output
         finally:
-            # Closing it aborts an unfinished request and frees its memory.
             await outputs.aclose()
+            if not finished:
+                # vLLM aborts what it has queued; a request that failed on its way there is still
+                # registered, and would stay so.
+                await self._engine.abort(request_id)
 
     def _check(self, session: GuardSession, stream: _Stream, completion: Any, delta: bool) -> None:
         """Judges the scores that came with a completion, then its tokens.
@@ -207,6 +225,7 @@ class GuardedEngine:
         if scores is not None:
             breaker.update(scores.logit_TP[breaker.num_seen :])
             stream.stopped = scores.trip is not None
+        stream.finish_reason = completion.finish_reason
         num_tokens = len(completion.token_ids)
         num_delivered = num_tokens + (stream.num_delivered if delta else 0)
         end = stream.num_prompt_tokens + num_delivered

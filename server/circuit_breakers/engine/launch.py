@@ -17,7 +17,7 @@ from circuit_breakers.engine.compat import check_engine_config, check_vllm_versi
 from circuit_breakers.engine.config import ADAPTER_NAME, AdapterKind, EngineGuardConfig
 from circuit_breakers.engine.guarded import GuardedEngine
 from circuit_breakers.engine.merge import merged_checkpoint
-from circuit_breakers.errors import NotReadyError
+from circuit_breakers.errors import BreakerMismatchError, NotReadyError
 from circuit_breakers.guard.decision import Mode
 from circuit_breakers.models import ResolvedModel
 
@@ -78,6 +78,8 @@ def engine_arguments(
         "additional_config": guard.to_additional_config(),
         # No sampling defaults from the checkpoint: a client's request means what it says.
         "generation_config": "vllm",
+        # Raw logprobs would show tokens that the request itself rules out, next to each one given.
+        "logprobs_mode": "processed_logprobs",
         **{name: value for name, value in optional.items() if value is not None},
     }
     if not merged:
@@ -142,4 +144,10 @@ def _serving_namespace(arguments: dict[str, Any]) -> Any:
 def _lora_rank(breaker: Breaker) -> int:
     """The smallest rank that vLLM has room for and the adapter fits in."""
     config = json.loads((breaker.adapter_dir / "adapter_config.json").read_bytes())
-    return next(rank for rank in _VLLM_LORA_RANKS if rank >= config["r"])
+    fitting = [rank for rank in _VLLM_LORA_RANKS if rank >= config["r"]]
+    if not fitting:
+        raise BreakerMismatchError(
+            f"the adapter has rank {config['r']}, vLLM's LoRA allows at most "
+            f"{_VLLM_LORA_RANKS[-1]}; serve it with adapter 'merged'"
+        )
+    return fitting[0]

@@ -61,9 +61,10 @@ class BlockScores:
     def knows(self, block_hashes: Any, num_tokens: int) -> bool:
         """Whether every block of the first `num_tokens` tokens has its scores."""
         num_blocks = -(-num_tokens // self.block_size)
-        return num_blocks <= len(block_hashes) and all(
-            block_hashes[i] in self._logit_TP for i in range(num_blocks)
-        )
+        if num_blocks > len(block_hashes):
+            return False
+        # get() marks them as used, so that no block published before they are read evicts them.
+        return all(self.get(block_hashes[i]) is not None for i in range(num_blocks))
 
     def get(self, block_hash: Any) -> FloatArray | None:
         logit_TP = self._logit_TP.get(block_hash)
@@ -245,7 +246,7 @@ class SchedulerGuard:
             if stream.num_published >= len(hashes):
                 break
             logit_TP = stream.logit_TP[end - size : end]
-            if not np.isnan(logit_TP).any():
+            if np.isfinite(logit_TP).all():
                 self.block_scores.put(hashes[stream.num_published], logit_TP)
             stream.num_published += 1
 
@@ -275,6 +276,7 @@ class SchedulerGuard:
 def _blank(output: Any) -> None:
     """Takes every trace of unscored tokens out of an output."""
     output.new_token_ids = []
+    output.stop_reason = None  # a stop token's id, or what it repeats
     output.new_logprobs = None
     output.new_sampling_mask = None
     output.routed_experts = None

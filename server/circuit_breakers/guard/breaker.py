@@ -58,7 +58,7 @@ class StreamBreaker:
     def update(self, logit_TK: FloatArray) -> Trip | None:
         """Judges the next T tokens; the trip if this call caused it.
 
-        A token without a score (NaN) trips at once, whatever the aggregation: fail closed.
+        A token without a finite score trips at once, whatever the aggregation: fail closed.
 
         Args:
             logit_TK: float32 logits of the next T tokens under K probes.
@@ -70,7 +70,7 @@ class StreamBreaker:
         score_TK = np.stack(
             [run.update(logit_TK[:, k]) for k, run in enumerate(self._running)], axis=1
         )
-        unscored_T = np.asarray(np.isnan(logit_TK).any(axis=1))
+        unscored_T = np.asarray((~np.isfinite(logit_TK)).any(axis=1))
         num_unscored = int(unscored_T.sum())
         self.num_unscored += num_unscored
         self.num_scored += num_tokens - num_unscored

@@ -23,6 +23,8 @@ from circuit_breakers.api.errors import ApiError
         (b"[" * 200_000, "nested too deeply"),
         (b'{"a":' * 50_000, "nested too deeply"),
         (b'{"a":' + b"1" * 5000 + b"}", "not JSON"),
+        (b'{"a": 9223372036854775808}', "9223372036854775808 is not a 64-bit integer"),
+        (b'{"a": [-9223372036854775809]}', "is not a 64-bit integer"),
     ],
 )
 def test_refuses_with_400_and_the_reason(raw: bytes, reason: str) -> None:

@@ -18,6 +18,22 @@ def chat(**fields: Any) -> dict[str, Any]:
     return CHAT_FIELDS.select({"messages": MESSAGES, **fields}, max_choices=4)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("structured_outputs", {"choice": ["x"] * 513}),
+        ("structured_outputs", {"regex": "a" * 70_000}),
+        ("response_format", {"type": "json_schema", "json_schema": {"x": "a" * 70_000}}),
+        ("stop", ["a" * 5_000]),
+        ("tools", [{"type": "function", "function": {"name": "f" * 140_000}}]),
+    ],
+)
+def test_refuses_what_takes_seconds_to_compile_or_search(field: str, value: Any) -> None:
+    with pytest.raises(ApiError, match="at most") as caught:
+        chat(**{field: value})
+    assert (caught.value.status, caught.value.param) == (400, field)
+
+
 @pytest.mark.parametrize("rules", [CHAT_FIELDS, COMPLETION_FIELDS], ids=["chat", "completion"])
 def test_every_field_of_vllm_is_allowed_or_refused_never_forgotten(rules: FieldRules) -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -53,6 +69,8 @@ def test_unknown_fields_are_named_together() -> None:
         ("echo", True),
         ("add_special_tokens", True),
         ("request_id", "mine"),
+        ("stop_token_ids", [2]),
+        ("repetition_detection", {"max_pattern_size": 1, "min_count": 2}),
     ],
 )
 def test_refuses_what_gets_around_the_guard(field: str, value: Any) -> None:

@@ -50,6 +50,10 @@ class Reports:
     def report_for(self, index: int) -> GuardReport | None:
         return self._reports[index] if index < len(self._reports) else None
 
+    def finish_reason_for(self, index: int) -> str | None:
+        seen = self.report_for(index)
+        return None if seen is None else "content_filter" if seen.tripped else "length"
+
 
 PASSED, TRIPPED = report(), report(tripped=True, score=2.0)
 CHAT = StreamShape(id="chatcmpl-1", object="chat.completion.chunk", model="m", num_choices=1)
@@ -114,9 +118,9 @@ def test_a_choice_without_a_last_chunk_gets_one_before_usage_and_done() -> None:
         assert last["choices"][0]["guard"] == TRIPPED.to_json()
 
 
-def test_an_empty_answer_that_did_not_trip_ends_with_stop() -> None:
+def test_an_empty_answer_that_did_not_trip_ends_as_the_engine_said() -> None:
     out = rewrite([chunk(0), DONE], Reports(PASSED))
-    assert parse(out[1])["choices"][0]["finish_reason"] == "stop"
+    assert parse(out[1])["choices"][0]["finish_reason"] == "length"
 
 
 def test_each_of_several_choices_ends_once_with_its_own_report() -> None:
@@ -127,7 +131,7 @@ def test_each_of_several_choices_ends_once_with_its_own_report() -> None:
     assert [(e["index"], e["finish_reason"]) for e in ends] == [
         (2, "length"),
         (0, "content_filter"),
-        (1, "stop"),
+        (1, "length"),
     ]
     assert ends[1]["text"] == ""
     assert [e["guard"]["tripped"] for e in ends] == [False, True, False]

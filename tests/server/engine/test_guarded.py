@@ -31,7 +31,11 @@ class FaultyEngine:
         self.steps = steps
         self.closed = False
         self.calls: list[dict[str, Any]] = []
+        self.aborted: list[str] = []
         self.secret = "internal"
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
 
     def generate(
         self, prompt: Any, params: Any, request_id: str, **kwargs: Any
@@ -48,6 +52,7 @@ class FaultyEngine:
                 scores.extend(scores.num_tokens, 2, rows_TP.tobytes(), None)
                 completion = SimpleNamespace(
                     index=0,
+                    finish_reason=None,
                     token_ids=list(range(num_tokens)),
                     guard=scores if logits or scores.num_tokens else None,
                 )
@@ -114,7 +119,8 @@ def test_token_ahead_of_its_score_is_withheld(
     through, _, error = deliver(guarded(engine, breaker, mode))
     assert isinstance(error, UnguardedOutputError)
     assert through == sum(n for n, _ in steps[:-1])
-    assert engine.closed, "the request is aborted"
+    assert engine.closed
+    assert engine.aborted == ["r"]
 
 
 def test_token_past_a_trip_is_withheld_and_counted(breaker: Breaker) -> None:
@@ -166,3 +172,21 @@ def test_streaming_prompt_is_refused(breaker: Breaker) -> None:
 
     with pytest.raises(ConfigError, match="streaming prompt"):
         guarded(FaultyEngine([]), breaker).generate(stream(), SamplingParams(), "r")
+
+
+def test_request_that_fails_on_its_way_in_is_not_left_registered(breaker: Breaker) -> None:
+    from vllm import SamplingParams
+
+    class Refusing(FaultyEngine):
+        async def _steps(self) -> AsyncGenerator[Any, None]:
+            raise OverflowError
+            yield
+
+    async def consume(engine: FaultyEngine) -> None:
+        async for _ in guarded(engine, breaker).generate("x", SamplingParams(), "r"):
+            pass
+
+    engine = Refusing([])
+    with pytest.raises(OverflowError):
+        asyncio.run(consume(engine))
+    assert engine.aborted == ["r"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from circuit_breakers.engine.scheduler import BlockScores
 from circuit_breakers.guard.decision import Mode
 
 PROMPT = "Once upon a time in a small village near the sea there lived an old clockmaker who"
@@ -198,6 +199,7 @@ def test_stop_token_is_not_given_out(llm: Any, scheduler: Any, prompt: list[int]
         (output,) = run(llm, prompt, stop_token_ids=[stop], logprobs=0)
     completion = output.outputs[0]
     assert completion.finish_reason == "stop"
+    assert completion.stop_reason is None, "it would name the withheld token"
     assert list(completion.token_ids) == tokens[: tokens.index(stop)]
     assert len(completion.logprobs) == len(completion.token_ids)
     assert not recorder.violations
@@ -211,6 +213,17 @@ def test_stop_string_ends_on_scored_tokens(llm: Any, scheduler: Any, prompt: lis
     assert output.outputs[0].finish_reason == "stop"
     assert word not in output.outputs[0].text
     assert not recorder.violations
+
+
+def test_blocks_that_a_hit_counts_on_are_not_evicted_first() -> None:
+    store = BlockScores(block_size=2, capacity=2)
+    logit_TP = np.zeros((2, 1), np.float32)
+    store.put("a", logit_TP)
+    store.put("b", logit_TP)
+    assert store.knows(["a"], 2)
+    store.put("c", logit_TP)
+    assert store.get("a") is not None
+    assert not store.knows(["b"], 2)
 
 
 def test_context_end_withholds_the_unscorable_token(llm: Any, prompt: list[int]) -> None:

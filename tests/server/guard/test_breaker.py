@@ -59,10 +59,11 @@ def test_attention_sink_never_trips() -> None:
     assert breaker.report().score is None
 
 
-def test_token_without_score_trips_even_at_position_zero() -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_token_without_finite_score_trips_even_at_position_zero(bad: float) -> None:
     for at in (0, 1, 5):
         logit_T1 = np.zeros((6, 1), np.float32)
-        logit_T1[at] = np.nan
+        logit_T1[at] = bad
         breaker = StreamBreaker(policy(2.0), num_prompt_tokens=3)
         trip = breaker.update(logit_T1)
         assert trip is not None
