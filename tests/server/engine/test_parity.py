@@ -97,3 +97,29 @@ def test_scores_survive_a_dropped_block_store(llm: Any, reference: Any, prompts:
     (output,) = run(llm, [prompt])
     assert output.num_cached_tokens == 0
     assert_parity(output, reference)
+
+
+def test_preempted_requests_start_over_with_the_same_scores(
+    llm: Any, reference: Any, prompts: list[list[int]]
+) -> None:
+    from vllm import SamplingParams
+
+    engine = llm.llm_engine
+    scheduler = engine.engine_core.engine_core.scheduler
+    sampling = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    for i, prompt in enumerate(prompts):
+        engine.add_request(f"preempted-{i}", {"prompt_token_ids": prompt}, sampling)
+    finished, steps, num_preemptions = {}, 0, 0
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                finished[output.request_id] = output
+        steps += 1
+        if steps in (6, 11):
+            num_preemptions += len(scheduler.running)
+            scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert num_preemptions >= 2 * len(prompts), "they must have been preempted while running"
+    assert len(finished) == len(prompts)
+    for output in finished.values():
+        assert len(output.outputs[0].token_ids) == 24
+        assert_parity(output, reference)
