@@ -29,6 +29,8 @@ __all__ = ["BUILTIN_MODELS", "BuiltinModel", "cache_dir", "converted_builtin"]
 logger = logging.getLogger(__name__)
 
 _CHECKSUMS = "checksums.json"
+_FORMAT = "2"
+"""Part of the directory's name; changes whenever the same source would give other bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def converted_builtin(name: str) -> Path:
         ModelError: the package or the converter is missing, or the file is not the pinned one.
     """
     model = BUILTIN_MODELS[name]
-    target = cache_dir() / "models" / name / model.sha256[:16]
+    target = cache_dir() / "models" / name / f"{model.sha256[:16]}-{_FORMAT}"
     if _is_intact(target, model):
         return target
     with _lock(target.with_suffix(".lock")):
@@ -159,6 +161,11 @@ def _write_safetensors(source: Path, out: Path) -> None:
     )
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(out)
+    # It records how it was loaded, which depends on HF_HUB_OFFLINE, and says nothing of the model.
+    tokenizer_config = out / "tokenizer_config.json"
+    settings = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    settings.pop("local_files_only", None)
+    tokenizer_config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     umask = os.umask(0)
     os.umask(umask)
     for path in out.iterdir():

@@ -331,8 +331,9 @@ print("resolved", resolve_model("smollm2-135m-instruct").path)
 """
 
 
-def resolve_in_new_process(cache: Path) -> subprocess.Popen[str]:
-    env = {**os.environ, "CIRCUIT_BREAKERS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+def resolve_in_new_process(cache: Path, **variables: str) -> subprocess.Popen[str]:
+    own = {"CIRCUIT_BREAKERS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **own, **variables}
     return subprocess.Popen(
         [sys.executable, "-c", RESOLVE],
         env=env,
@@ -355,7 +356,8 @@ def test_damaged_model_is_converted_again_once_in_a_race(
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
 
-    racers = [resolve_in_new_process(tmp_path) for _ in range(2)]
+    # Online and offline must give the same bytes.
+    racers = [resolve_in_new_process(tmp_path, HF_HUB_OFFLINE=offline) for offline in "01"]
     outputs = [r.communicate(timeout=300)[0] for r in racers]
 
     assert [r.returncode for r in racers] == [0, 0]

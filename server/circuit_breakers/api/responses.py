@@ -24,6 +24,7 @@ __all__ = [
     "event_error",
     "guard_stream",
     "is_error",
+    "summary",
 ]
 
 DONE = "data: [DONE]\n\n"
