@@ -201,17 +201,12 @@ def bench_serve(
 ) -> None:
     """Compare guarded with plain vLLM in one engine, the guard switched between blocks."""
     with _reported_errors():
-        bench = _import("circuit_breakers.engine.bench", extra="serve")
-        from circuit_breakers.artifact import builtin_breaker_path, load_breaker
-        from circuit_breakers.models import resolve_model
+        from circuit_breakers.settings import load_settings
 
-        resolved = resolve_model(model)
-        path = breaker or builtin_breaker_path(resolved.name)
-        if path is None:
-            raise ConfigError(f"no breaker ships for {model!r}; pass --breaker DIR")
-        rows = bench.bench_serving(
-            resolved, load_breaker(path), batches=tuple(batch or (1, 32)), num_pairs=pairs
-        )
+        settings = load_settings(model=model, breaker=breaker)
+        parts = _import("circuit_breakers.api.lifecycle", extra="serve").load_parts(settings)
+        bench = _import("circuit_breakers.engine.bench", extra="serve")
+        rows = bench.bench_serving(*parts, batches=tuple(batch or (1, 32)), num_pairs=pairs)
     typer.echo("batch  plain tok/s  guarded tok/s  ratio median (min-max)  pairs")
     for row in rows:
         typer.echo(

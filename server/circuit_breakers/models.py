@@ -58,8 +58,8 @@ class ResolvedModel:
     """Built-in name, hub id, or the name of the local directory."""
     path: Path
     """Directory with config.json, safetensors weights and tokenizer."""
-    revision: str | None
-    """Hub commit, sha256 of a built-in model's source file, None for a local directory."""
+    revision: str
+    """Hub commit, sha256 of a built-in model's source file, or of a local directory's weights."""
     config_sha256: str
     """config_digest of config.json."""
     num_layers: int
@@ -162,7 +162,7 @@ def _with_rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return rest | {"rope_parameters": {"rope_theta": config["rope_theta"], **scaling}}
 
 
-def _inspect(path: Path, *, name: str, revision: str | None) -> ResolvedModel:
+def _inspect(path: Path, *, name: str, revision: str) -> ResolvedModel:
     """The model in directory `path`, after the checks that every source shares."""
     config = _read_json(path / "config.json", model=name)
     _refuse_custom_code(config, path / "config.json")

@@ -18,7 +18,7 @@ runner = CliRunner()
 
 
 def test_help_of_every_command_shows_an_example() -> None:
-    for command in (["serve"], ["train"], ["verify"], ["data", "build"]):
+    for command in (["serve"], ["train"], ["verify"], ["data", "build"], ["bench", "serve"]):
         result = runner.invoke(app, [*command, "--help"])
         assert result.exit_code == 0
         assert "Example:" in result.output
@@ -47,6 +47,12 @@ def test_a_training_that_cannot_start_exits_with_1(tmp_path: Path) -> None:
         assert result.exit_code == 1, result.output
         assert result.stderr.startswith("error: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_benchmark_of_a_model_without_a_breaker_exits_with_1() -> None:
+    result = runner.invoke(app, ["bench", "serve", "--model", "no-such-model"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

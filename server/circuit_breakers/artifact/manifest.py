@@ -90,7 +90,7 @@ class BaseModelSpec(_Frozen):
     id: str
     """Built-in name, hub id, or the directory name that training was given."""
     revision: str | None
-    """Hub commit, or sha256 of the source file of a built-in model."""
+    """Hub commit, or sha256 of a built-in model's source file or of a local directory's weights."""
     config_sha256: Sha256
     """Digest of the architecture-defining part of config.json (models.config_digest)."""
     num_layers: Annotated[int, Field(ge=2)]

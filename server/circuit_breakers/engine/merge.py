@@ -161,11 +161,7 @@ def merge_key(model: ResolvedModel, adapter_dir: Path) -> str:
     digest.update(f"{_FORMAT}\n{model.config_sha256}\n".encode())
     # The digest above leaves out dtype and tokenizer defaults, which the merged directory inherits.
     digest.update(f"config.json {_file_sha256(model.path / 'config.json')}\n".encode())
-    if model.revision is not None:
-        digest.update(f"revision {model.revision}\n".encode())
-    else:
-        for file in sorted(model.path.glob("*.safetensors")):
-            digest.update(f"weights {file.name} {_file_sha256(file)}\n".encode())
+    digest.update(f"revision {model.revision}\n".encode())
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         digest.update(f"{name} {_file_sha256(adapter_dir / name)}\n".encode())
     return digest.hexdigest()[:32]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,7 +25,7 @@ from circuit_breakers.artifact.store import Breaker, save_breaker
 from circuit_breakers.artifact.tensors import ProbeWeights
 from circuit_breakers.engine.merge import merge_adapter, merged_checkpoint
 from circuit_breakers.errors import ArtifactError, BreakerMismatchError, ModelError
-from circuit_breakers.models import ResolvedModel, config_digest
+from circuit_breakers.models import ResolvedModel, resolve_model
 
 WIDTH = 32
 LAYERS = 3
@@ -45,6 +44,7 @@ def _write_model(path: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16)
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(path)
+    (path / "tokenizer.json").write_text("{}")
     (path / "tokenizer_config.json").write_text('{"model_max_length": 64}')
     (path / "chat_template.jinja").write_text("{{ messages }}")
     return path
@@ -68,19 +68,6 @@ def _write_adapter(path: Path, model_dir: Path, scale: float = 0.05, width_rank:
             torch.nn.init.normal_(parameter, std=scale)
     adapted.save_pretrained(path)
     return path
-
-
-def _resolved(path: Path) -> ResolvedModel:
-    return ResolvedModel(
-        name="tiny",
-        path=path,
-        revision=None,
-        config_sha256=config_digest(json.loads((path / "config.json").read_text())),
-        num_layers=LAYERS,
-        hidden_size=WIDTH,
-        architecture="LlamaForCausalLM",
-        max_position_embeddings=64,
-    )
 
 
 def _write_breaker(path: Path, model: ResolvedModel, adapter_dir: Path) -> Breaker:
@@ -243,7 +230,7 @@ def test_refuses_a_base_with_missing_weights(
 def test_second_call_is_the_cached_directory(
     tmp_path: Path, model_dir: Path, adapter_dir: Path, cache: Path
 ) -> None:
-    model = _resolved(model_dir)
+    model = resolve_model(str(model_dir))
     breaker = _write_breaker(tmp_path / "breaker", model, adapter_dir)
     first = merged_checkpoint(model, breaker)
     written = (first / "model.safetensors").stat().st_mtime_ns
@@ -255,19 +242,21 @@ def test_second_call_is_the_cached_directory(
 def test_other_weights_or_another_adapter_never_meet_an_old_merge(
     tmp_path: Path, model_dir: Path, adapter_dir: Path, cache: Path
 ) -> None:
-    model = _resolved(model_dir)
+    model = resolve_model(str(model_dir))
     first = merged_checkpoint(model, _write_breaker(tmp_path / "b1", model, adapter_dir))
     other_adapter = _write_adapter(tmp_path / "adapter2", model_dir, scale=0.1)
     second = merged_checkpoint(model, _write_breaker(tmp_path / "b2", model, other_adapter))
-    other_model = _resolved(_write_model(tmp_path / "model2", seed=1))
-    third = merged_checkpoint(other_model, _write_breaker(tmp_path / "b3", model, adapter_dir))
+    other_model = resolve_model(str(_write_model(tmp_path / "other" / model_dir.name, seed=1)))
+    third = merged_checkpoint(
+        other_model, _write_breaker(tmp_path / "b3", other_model, adapter_dir)
+    )
     assert len({first, second, third}) == 3
 
 
 def test_refuses_a_breaker_of_another_model(
     tmp_path: Path, model_dir: Path, adapter_dir: Path, cache: Path
 ) -> None:
-    model = _resolved(model_dir)
+    model = resolve_model(str(model_dir))
     breaker = _write_breaker(tmp_path / "breaker", model, adapter_dir)
     with pytest.raises(BreakerMismatchError):
         merged_checkpoint(replace(model, config_sha256="0" * 64), breaker)
@@ -278,16 +267,16 @@ import sys, pathlib
 sys.path[:0] = sys.argv[3:]
 from circuit_breakers.artifact.store import load_breaker
 from circuit_breakers.engine.merge import merged_checkpoint
-from test_merge import _resolved
+from circuit_breakers.models import resolve_model
 model_dir, breaker_dir = map(pathlib.Path, sys.argv[1:3])
-print(merged_checkpoint(_resolved(model_dir), load_breaker(breaker_dir)))
+print(merged_checkpoint(resolve_model(str(model_dir)), load_breaker(breaker_dir)))
 """
 
 
 def test_two_processes_share_one_merge(
     tmp_path: Path, model_dir: Path, adapter_dir: Path, cache: Path
 ) -> None:
-    model = _resolved(model_dir)
+    model = resolve_model(str(model_dir))
     breaker = _write_breaker(tmp_path / "breaker", model, adapter_dir)
     here = str(Path(__file__).parent)
     racers = [
