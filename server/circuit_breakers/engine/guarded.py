@@ -8,7 +8,7 @@ with the same state machine, and refuses to pass on a token that its own verdict
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -26,7 +26,6 @@ _PASSED_THROUGH = frozenset(
     {
         "check_admission",
         "check_health",
-        "collective_rpc",
         "dead_error",
         "do_log_stats",
         "errored",
@@ -37,10 +36,12 @@ _PASSED_THROUGH = frozenset(
         "is_tracing_enabled",
         "model_config",
         "renderer",
+        "shutdown",
         "vllm_config",
     }
 )
-"""What vLLM's serving classes may reach of the engine, besides generate and abort."""
+"""What vLLM's server may reach of the engine, besides generate and abort. Nothing that changes
+weights, adapters or caches, and no call into the workers, one of which could switch a probe off."""
 
 
 class _Stream:
@@ -60,9 +61,12 @@ class _Stream:
 class GuardSession:
     """What the guard saw while one HTTP request was handled; a request may have many streams."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_stop: Callable[[GuardReport], Exception] | None = None) -> None:
         self._streams: dict[int, _Stream] = {}
         self._num_choices = 0
+        self.on_stop = on_stop
+        """Makes the error that ends generate() at a stop, for routes whose format has no finish
+        reason for one; None ends it with finish reason content_filter."""
         self._started_s = time.monotonic()
         self.first_delivery_s: float | None = None
         """Seconds from the session's start to the first delivered token."""
@@ -132,9 +136,11 @@ _session: ContextVar[GuardSession | None] = ContextVar("circuit_breakers_session
 
 
 @contextmanager
-def guard_session() -> Iterator[GuardSession]:
+def guard_session(
+    on_stop: Callable[[GuardReport], Exception] | None = None,
+) -> Iterator[GuardSession]:
     """Collects every generate() call made inside into one session."""
-    session = GuardSession()
+    session = GuardSession(on_stop)
     token = _session.set(session)
     try:
         yield session
@@ -204,6 +210,8 @@ class GuardedEngine:
                     choice = first_choice + completion.index
                     stream = session.stream(self.policy, choice, num_prompt_tokens)
                     self._check(session, stream, completion, delta)
+                    if stream.stopped and session.on_stop is not None:
+                        raise session.on_stop(stream.breaker.report())
                 if any(completion.token_ids for completion in output.outputs):
                     session.delivered()
                 yield output

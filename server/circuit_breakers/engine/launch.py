@@ -21,7 +21,14 @@ from circuit_breakers.errors import BreakerMismatchError, NotReadyError
 from circuit_breakers.guard.decision import Mode
 from circuit_breakers.models import ResolvedModel
 
-__all__ = ["EngineSettings", "engine_arguments", "launch_engine"]
+__all__ = [
+    "WORKER_EXTENSION",
+    "EngineSettings",
+    "engine_arguments",
+    "guard_arguments",
+    "guarded_engine",
+    "launch_engine",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -55,32 +62,44 @@ def engine_arguments(
     settings: EngineSettings, model: ResolvedModel, breaker: Breaker
 ) -> dict[str, Any]:
     """Keyword arguments of vLLM's EngineArgs for a guarded engine; merges the adapter if needed."""
-    merged = settings.adapter == "merged"
-    guard = EngineGuardConfig(
-        breaker_path=str(breaker.path.resolve()),
-        breaker_digest=breaker.digest,
-        mode=settings.mode,
-        adapter=settings.adapter,
-    )
     optional = {
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
     }
-    arguments: dict[str, Any] = {
-        "model": str(merged_checkpoint(model, breaker) if merged else model.path),
+    return {
+        **guard_arguments(model, breaker, mode=settings.mode, adapter=settings.adapter),
         "served_model_name": [settings.served_name],
         "dtype": settings.dtype,
         "enforce_eager": settings.enforce_eager,
         "seed": settings.seed,
         "async_scheduling": False,
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def guard_arguments(
+    model: ResolvedModel, breaker: Breaker, *, mode: Mode, adapter: AdapterKind
+) -> dict[str, Any]:
+    """The keyword arguments of vLLM's EngineArgs that make an engine a guarded one.
+
+    Merges the adapter into the weights where `adapter` says so.
+    """
+    merged = adapter == "merged"
+    guard = EngineGuardConfig(
+        breaker_path=str(breaker.path.resolve()),
+        breaker_digest=breaker.digest,
+        mode=mode,
+        adapter=adapter,
+    )
+    arguments: dict[str, Any] = {
+        "model": str(merged_checkpoint(model, breaker) if merged else model.path),
         "worker_extension_cls": WORKER_EXTENSION,
         "additional_config": guard.to_additional_config(),
         # No sampling defaults from the checkpoint: a client's request means what it says.
         "generation_config": "vllm",
         # Raw logprobs would show tokens that the request itself rules out, next to each one given.
         "logprobs_mode": "processed_logprobs",
-        **{name: value for name, value in optional.items() if value is not None},
     }
     if not merged:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(breaker)}
@@ -105,7 +124,6 @@ async def launch_engine(
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     check_vllm_version()
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = await asyncio.to_thread(engine_arguments, settings, model, breaker)
@@ -115,18 +133,31 @@ async def launch_engine(
     # The constructor blocks until the engine core is up; the event loop must keep answering.
     engine = await asyncio.to_thread(AsyncLLM.from_vllm_config, vllm_config)
     try:
-        digests = await engine.collective_rpc("circuit_breaker_digest")
-        if any(digest != breaker.digest for digest in digests):
-            raise NotReadyError(
-                f"workers run probes {digests}, expected {breaker.digest} in each; "
-                "is the plugin 'circuit_breakers' kept out by VLLM_PLUGINS?"
-            )
-        lora_request = None
-        if settings.adapter == "dynamic":
-            lora_request = LoRARequest(ADAPTER_NAME, 1, str(breaker.adapter_dir))
-        yield GuardedEngine(engine, breaker, settings.mode, lora_request, vllm_args)
+        yield await guarded_engine(engine, breaker, settings.mode, settings.adapter, vllm_args)
     finally:
         engine.shutdown()
+
+
+async def guarded_engine(
+    engine: Any, breaker: Breaker, mode: Mode, adapter: AdapterKind, vllm_args: Any
+) -> GuardedEngine:
+    """A live engine client behind the guard, once each of its workers runs the breaker's probes.
+
+    Raises:
+        NotReadyError: a worker does not.
+    """
+    from vllm.lora.request import LoRARequest
+
+    digests = await engine.collective_rpc("circuit_breaker_digest")
+    if not digests or any(digest != breaker.digest for digest in digests):
+        raise NotReadyError(
+            f"workers run probes {digests}, expected {breaker.digest} in each; "
+            "is the plugin 'circuit_breakers' kept out by VLLM_PLUGINS?"
+        )
+    lora_request = None
+    if adapter == "dynamic":
+        lora_request = LoRARequest(ADAPTER_NAME, 1, str(breaker.adapter_dir))
+    return GuardedEngine(engine, breaker, mode, lora_request, vllm_args)
 
 
 def _serving_namespace(arguments: dict[str, Any]) -> Any:

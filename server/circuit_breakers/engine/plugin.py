@@ -1,6 +1,7 @@
 """Entry point of vLLM's `vllm.general_plugins`: runs in every process of the engine.
 
-The wraps are installed everywhere and do nothing until a VllmConfig names a breaker. vLLM logs and
+The wraps are installed everywhere and do nothing until a VllmConfig names a breaker, or, where the
+configuration is made, a variable or a key of additional_config does (dropin.py). vLLM logs and
 swallows a plugin that cannot be imported, so a launch asks every worker for its probes' digest
 before it trusts the engine.
 """
@@ -21,10 +22,12 @@ def register() -> None:
     global _installed
     if _installed:
         return
-    from circuit_breakers.engine import compat, delivery, scheduler, worker
+    from circuit_breakers.engine import compat, delivery, dropin, requests, scheduler, worker
 
     compat.check_vllm_version()
     worker.install()
     scheduler.install()
     delivery.install()
+    requests.install()
+    dropin.install()
     _installed = True

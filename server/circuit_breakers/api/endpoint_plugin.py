@@ -1,0 +1,287 @@
+"""The guard in vLLM's own API server: an endpoint plugin that closes its list of routes.
+
+    ours, in the place of vLLM's     POST /v1/chat/completions   POST /v1/completions
+    ours, new                        GET /v1/breaker
+    vLLM's, on the guarded engine    /v1/responses   /v1/messages   /v1/chat/completions/batch
+    vLLM's, without generation       models, tokenize, health, metrics, documentation
+    everything else                  404
+
+vLLM builds its serving classes on the bare engine client, then asks its plugins for their state.
+There they are built once more, on the GuardedEngine. The server listens after that, so the probes'
+digests are checked and the canaries have run before the first request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import Namespace
+from os import environ
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import REGISTRY
+from starlette.datastructures import State
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.exceptions import VLLMClientError
+
+from circuit_breakers.api.accounting import RequestRecord
+from circuit_breakers.api.completions import complete
+from circuit_breakers.api.describe import breaker_json
+from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, FieldRules
+from circuit_breakers.api.service import Service, service_of
+from circuit_breakers.engine import dropin
+from circuit_breakers.engine.breaker_request import is_requested
+from circuit_breakers.engine.config import EngineGuardConfig
+from circuit_breakers.engine.guarded import GuardedEngine, GuardSession, guard_session
+from circuit_breakers.errors import ConfigError, NotReadyError
+from circuit_breakers.guard.decision import GuardReport
+from circuit_breakers.metrics import Outcome, was_stopped
+from circuit_breakers.settings import load_settings
+
+__all__ = ["EndpointPlugin", "RouteGate", "StoppedError"]
+
+_OWN = ("POST /v1/chat/completions", "POST /v1/completions", "GET /v1/breaker")
+_WITHOUT_GENERATION = (
+    *("GET /health", "GET /ping", "POST /ping", "GET /load", "GET /version"),
+    *("GET /v1/models", "POST /tokenize", "POST /detokenize", "GET /tokenizer_info"),
+    "POST /v1/messages/count_tokens",
+    *("GET /v1/responses/[^/]+", "POST /v1/responses/[^/]+/cancel"),
+    *("GET /metrics/?", "GET /openapi.json", "GET /docs", "GET /redoc", "GET /static/.*"),
+)
+_HAS_FINISH_REASON = ("POST /v1/chat/completions/batch",)
+_HAS_NONE = ("POST /v1/responses", "POST /v1/messages")
+"""Formats that would call a stopped answer a complete one: there a stop is an error."""
+
+
+def _pattern(routes: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(route.replace(".json", r"\.json") for route in routes))
+
+
+class EndpointPlugin:
+    """What vLLM's `vllm.endpoint_plugins` entry point makes. Without a breaker it does nothing."""
+
+    name = dropin.ENDPOINT_PLUGIN
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Adds our routes and puts the gate in front of all others.
+
+        Raises:
+            ConfigError: an option of the server would let requests around the guard.
+            UnsupportedEngineError: one of vLLM's switches would.
+        """
+        args = app.state.args
+        if not is_requested(args.additional_config, environ):
+            return
+        dropin.check_environment()
+        _check_server_arguments(args)
+        name = (args.served_model_name or [args.model])[0]
+        app.state.service = Service(load_settings(served_name=name), REGISTRY)
+        _add_routes(app)
+        app.add_exception_handler(ApiError, _api_error)
+        app.add_middleware(RouteGate, service=app.state.service)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Builds vLLM's serving classes on the guarded engine, and proves the guard live.
+
+        Raises:
+            NotReadyError: a worker has no probes, or a canary gets another verdict than its label.
+            ConfigError: another endpoint plugin holds the bare engine client.
+        """
+        service: Service | None = getattr(state, "service", None)
+        # The second call comes from building the state anew.
+        if service is None or engine_client is None or isinstance(engine_client, GuardedEngine):
+            return
+        if others := [p.name for p in state.endpoint_plugins if p is not self]:
+            raise ConfigError(
+                f"got endpoint plugins {', '.join(others)} next to a breaker, expected none: they "
+                "hold the engine without its guard; take them out of VLLM_PLUGINS"
+            )
+        # Deferred: only a server with a breaker pays for them.
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+        from circuit_breakers.api.canary import run_canaries
+        from circuit_breakers.api.serving import Serving
+        from circuit_breakers.engine.launch import guarded_engine
+
+        config = EngineGuardConfig.from_vllm_config(engine_client.vllm_config)
+        if config is None:
+            raise NotReadyError(
+                "the engine runs without the breaker that is configured, expected it inside; is "
+                "the plugin 'circuit_breakers' broken? See the log from its load on"
+            )
+        breaker = config.load_breaker()
+        guarded = await guarded_engine(engine_client, breaker, config.mode, config.adapter, args)
+        await init_app_state(guarded, state, args, await guarded.get_supported_tasks())
+        serving = Serving(guarded, state)
+        await run_canaries(serving)
+        service.attach(serving)
+        service.ready()
+
+
+def _check_server_arguments(args: Namespace) -> None:
+    off = {
+        "lora_modules": "another adapter would change what the probes read",
+        "trust_request_chat_template": "the breaker is calibrated on the model's own template",
+        "tool_server": "its tools act before a later verdict",
+        "enable_fault_tolerance": "its routes restart engines",
+    }
+    for name, why in off.items():
+        if getattr(args, name, None):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"got {flag} next to a breaker, expected it left out: {why}; remove it"
+            )
+
+
+def _add_routes(app: FastAPI) -> None:
+    @app.post("/v1/chat/completions", openapi_extra=_body(CHAT_FIELDS), response_model=None)
+    async def chat_completions(request: Request) -> Response:
+        return await complete("chat", request)
+
+    @app.post("/v1/completions", openapi_extra=_body(COMPLETION_FIELDS), response_model=None)
+    async def completions(request: Request) -> Response:
+        return await complete("completion", request)
+
+    @app.get("/v1/breaker")
+    async def breaker(request: Request) -> JSONResponse:
+        return JSONResponse(breaker_json(service_of(request).serving()))
+
+
+def _body(fields: FieldRules) -> dict[str, Any]:
+    content = {"application/json": {"schema": fields.json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError), "registered for it"
+    return error.to_response()
+
+
+class StoppedError(ApiError, VLLMClientError):
+    """A stop on a route of vLLM's whose format has no word for it: 400, or the end of a stream."""
+
+    def __init__(self, report: GuardReport) -> None:
+        super().__init__(
+            400,
+            f"The {report.phase} was stopped by the circuit breaker. "
+            "Change the prompt and send it again.",
+            code="content_filter",
+            guard=report,
+        )
+
+
+class RouteGate:
+    """Lets the listed routes through and answers 404 to all others, whoever added them.
+
+    What vLLM generates by a route of its own is collected in a guard session and counted.
+    """
+
+    _open = _pattern(_OWN + _WITHOUT_GENERATION)
+    _generating = _pattern(_HAS_FINISH_REASON + _HAS_NONE)
+    _stop_is_error = _pattern(_HAS_NONE)
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        path = str(scope["path"]).removeprefix(scope.get("root_path", "") or "")
+        method = scope.get("method", "WEBSOCKET")
+        route = f"{'GET' if method == 'HEAD' else method} {path}"
+        if self._open.fullmatch(route):
+            await self._app(scope, receive, send)
+        elif self._generating.fullmatch(route):
+            await self._generate(route, scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            error = ApiError(
+                404,
+                f"{method} {path}: not served next to a breaker",
+                code="unknown_route",
+            )
+            await error.to_response()(scope, receive, send)
+
+    async def _generate(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
+        record = RequestRecord(self._service.metrics)
+        on_stop = StoppedError if self._stop_is_error.fullmatch(route) else None
+        with guard_session(on_stop) as session:
+            record.session = session
+            answer = _Answer(send, session)
+            try:
+                await self._app(scope, receive, answer.send)
+            except Exception:
+                if not answer.is_open_stream or (stop := _stop(session)) is None:
+                    record.finish("error")
+                    raise
+                # vLLM breaks a stream of /v1/responses off without a word.
+                await answer.end_with(stop)
+            except BaseException:
+                record.finish("aborted")
+                raise
+            record.finish(_outcome(session, answer.status))
+
+
+class _Answer:
+    """What a route of vLLM's sends, passed on as it comes."""
+
+    def __init__(self, send: Send, session: GuardSession) -> None:
+        self._send = send
+        self._session = session
+        self.status = 500
+        """Of the response; 500 before it starts."""
+        self.is_open_stream = False
+        """Events are under way, and their end has not been sent."""
+        self._num_events = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            media_type = dict(message["headers"]).get(b"content-type", b"")
+            self.is_open_stream = media_type.startswith(b"text/event-stream")
+        elif message["type"] == "http.response.body":
+            self._num_events += 1
+            self.is_open_stream = self.is_open_stream and message.get("more_body", False)
+            # vLLM ends a stream of /v1/messages with the trouble it had with our error.
+            if message["body"].startswith(b"event: error") and (stop := _stop(self._session)):
+                message = {**message, "body": self._error_event(stop)}
+        await self._send(message)
+
+    async def end_with(self, stop: GuardReport) -> None:
+        """Sends the last event, an error."""
+        body = self._error_event(stop)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _error_event(self, stop: GuardReport) -> bytes:
+        """The error event of OpenAI's stream of a response, and of Anthropic's of a message."""
+        error = StoppedError(stop).to_json()["error"]
+        event = {
+            "type": "error",
+            "code": error["code"],
+            "message": error["message"],
+            "param": None,
+            "sequence_number": self._num_events,
+            "error": error,
+        }
+        return f"event: error\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _stop(session: GuardSession) -> GuardReport | None:
+    return next((report for report in session.reports() if was_stopped(report)), None)
+
+
+def _outcome(session: GuardSession, status: int) -> Outcome:
+    if session.prompt_tripped is not None:
+        return "tripped_prompt"
+    if _stop(session) is not None:
+        return "tripped_completion"
+    if status >= 400:
+        return "rejected" if status < 500 else "error"
+    return "ok"
