@@ -6,10 +6,18 @@ from typing import Any
 
 from circuit_breakers.errors import UnsupportedEngineError
 
-__all__ = ["TESTED_VLLM", "check_engine_config", "check_vllm_version", "decoder_layers"]
+__all__ = [
+    "TESTED_VLLM",
+    "check_engine_config",
+    "check_scheduler",
+    "check_vllm_version",
+    "decoder_layers",
+]
 
 TESTED_VLLM = ("0.32",)
 """Release series (major.minor) whose internals the plugin was tested against."""
+
+_TESTED_DRAFTERS = ("ngram",)
 
 _LAYER_PATHS = (
     "model.layers",  # Llama, Qwen, Mistral, Gemma, Phi, ...
@@ -44,27 +52,51 @@ def check_engine_config(vllm_config: Any) -> None:
         UnsupportedEngineError: naming every such mode.
     """
     parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
+    speculative = vllm_config.speculative_config
+    method = None if speculative is None else speculative.method
+    pipelined = parallel.pipeline_parallel_size > 1
     unsupported = {
-        "speculative decoding": vllm_config.speculative_config is not None,
+        f"speculative decoding by {method!r} (tested: {', '.join(_TESTED_DRAFTERS)})": (
+            method is not None and method not in _TESTED_DRAFTERS
+        ),
+        "speculative decoding with async scheduling (pass --no-async-scheduling)": (
+            method is not None and bool(scheduler.async_scheduling)
+        ),
         "KV transfer (disaggregated serving)": vllm_config.kv_transfer_config is not None,
-        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
-        "tensor parallelism": parallel.tensor_parallel_size > 1,
-        "data parallelism": parallel.data_parallel_size > 1,
-        "dual batch overlap": bool(getattr(parallel, "enable_dbo", False)),
+        "pipeline parallelism on model runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": (
+            pipelined and bool(vllm_config.use_v2_model_runner)
+        ),
+        "dual batch overlap": bool(parallel.use_ubatching),
         "context parallelism": max(
-            getattr(parallel, "decode_context_parallel_size", 1),
-            getattr(parallel, "prefill_context_parallel_size", 1),
+            parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size
         )
         > 1,
-        "async scheduling (pass --no-async-scheduling)": bool(scheduler.async_scheduling),
-        "model runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": bool(vllm_config.use_v2_model_runner),
-        "a custom scheduler class": scheduler.scheduler_cls is not None,
+        f"scheduler class {scheduler.scheduler_cls!r}": scheduler.scheduler_cls is not None,
+        "a diffusion model": bool(vllm_config.model_config.is_diffusion),
+        "a pooling model": vllm_config.model_config.runner_type != "generate",
     }
     got = [name for name, on in unsupported.items() if on]
     if got:
         raise UnsupportedEngineError(
             f"the guard is not tested with: {', '.join(got)}; expected none of them; "
             "start the engine without"
+        )
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuses a scheduler that another plugin has put in place of vLLM's.
+
+    Raises:
+        UnsupportedEngineError: naming its class.
+    """
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    if type(scheduler) not in (Scheduler, AsyncScheduler):
+        name = f"{type(scheduler).__module__}.{type(scheduler).__qualname__}"
+        raise UnsupportedEngineError(
+            f"got scheduler {name}, expected vLLM's own; take the plugin that brings it out of "
+            "VLLM_PLUGINS, since what it does with scored tokens is unknown"
         )
 
 

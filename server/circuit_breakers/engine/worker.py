@@ -1,123 +1,35 @@
-"""Worker side: the probe op inside the forward pass, and its rows on the step's output.
+"""Worker side: the breaker's probes on a loaded model, and their rows on each step's output.
 
-Shapes: N rows of the flattened batch, D model width, K probes of one layer, P probes in all.
+Every model runner of vLLM (V1 and V2, CPU and GPU) has the same three steps, so the runner that a
+worker has loaded is wrapped, whichever it is:
+
+    load_model -> probes on the blocks
+    execute_model -> buffer blanked, forward pass writes it
+    sample_tokens -> rows attached to the output, at once or when an async output is read
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from circuit_breakers.artifact import Breaker
-from circuit_breakers.engine.compat import check_engine_config, decoder_layers
+from circuit_breakers.engine.compat import check_engine_config
 from circuit_breakers.engine.config import EngineGuardConfig, check_merged_checkpoint
+from circuit_breakers.engine.probes import PendingRows, WorkerProbes, register_op
 from circuit_breakers.errors import BreakerMismatchError
 
-__all__ = ["SCORES_ATTRIBUTE", "BreakerWorkerExtension", "WorkerProbes", "install"]
+__all__ = ["SCORES_ATTRIBUTE", "BreakerWorkerExtension", "install"]
 
 logger = logging.getLogger("vllm.circuit_breakers")
 
 SCORES_ATTRIBUTE = "circuit_breaker_logit_NP"
 """Attribute of a ModelRunnerOutput: float32 (N, P), rows in the order of the flattened batch."""
 
-_GUARD_ATTRIBUTE = "_circuit_breakers"
-_OP_NAME = "circuit_breakers_probe"
-
-
-def _probe(
-    hidden_ND: torch.Tensor,
-    residual_ND: torch.Tensor | None,
-    weight_DK: torch.Tensor,
-    bias_K: torch.Tensor,
-    out_NP: torch.Tensor,
-    column: int,
-) -> None:
-    """Writes the logits of K probes into columns [column, column + K) of the first N rows."""
-    stream_ND = hidden_ND if residual_ND is None else hidden_ND + residual_ND
-    logit_NK = torch.addmm(bias_K, stream_ND.float(), weight_DK)
-    out_NP[: hidden_ND.shape[0], column : column + weight_DK.shape[1]].copy_(logit_NK)
-
-
-def _probe_fake(
-    hidden_ND: torch.Tensor,
-    residual_ND: torch.Tensor | None,
-    weight_DK: torch.Tensor,
-    bias_K: torch.Tensor,
-    out_NP: torch.Tensor,
-    column: int,
-) -> None:
-    return None
-
-
-class WorkerProbes:
-    """The probes of one worker: hooks on the probed blocks and one static score buffer."""
-
-    def __init__(self, breaker: Breaker, model: Any, max_num_tokens: int, device: Any) -> None:
-        self.digest = breaker.digest
-        self._num_rows = 0
-        specs = breaker.manifest.probes
-        self._logit_NP = torch.full(
-            (max_num_tokens, len(specs)), float("nan"), dtype=torch.float32, device=device
-        )
-        self._handles: list[Any] = []
-        self._hooks: list[tuple[Any, Any]] = []
-        by_layer: dict[int, list[int]] = defaultdict(list)
-        for p, spec in enumerate(specs):
-            by_layer[spec.layer].append(p)
-        # Buffer columns are grouped by layer, so that a layer's probes are one matmul.
-        columns = [p for layer in sorted(by_layer) for p in by_layer[layer]]
-        self._order_P = np.argsort(np.array(columns))
-        blocks = decoder_layers(model)
-        for layer in sorted(by_layer):
-            weights = [breaker.weights[specs[p].name] for p in by_layer[layer]]
-            weight_DK = torch.from_numpy(np.stack([w.weight_D for w in weights], axis=1))
-            bias_K = torch.tensor([w.bias for w in weights], dtype=torch.float32)
-            self._hook(
-                blocks[layer],
-                weight_DK.float().to(device).contiguous(),
-                bias_K.to(device),
-                columns.index(by_layer[layer][0]),
-            )
-        self.enabled = False
-        self.enable(True)
-
-    def _hook(self, block: Any, weight_DK: torch.Tensor, bias_K: torch.Tensor, column: int) -> None:
-        op = getattr(torch.ops.vllm, _OP_NAME)
-        out_NP = self._logit_NP
-
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            # Fused blocks return (hidden, residual), whose sum is the stream; others the stream.
-            hidden, residual = output if isinstance(output, tuple) else (output, None)
-            op(hidden, residual, weight_DK, bias_K, out_NP, column)
-
-        self._hooks.append((block, hook))
-
-    def enable(self, on: bool) -> None:
-        """Adds or removes the hooks. Off is for benchmarks only: every token is then unscored."""
-        if on and not self.enabled:
-            self._handles = [block.register_forward_hook(hook) for block, hook in self._hooks]
-        elif not on:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
-        self.enabled = on
-
-    def begin_step(self, num_rows: int) -> None:
-        """Blanks the rows of the coming step: one that is not written reads as unscored."""
-        self._num_rows = num_rows
-        self._logit_NP[:num_rows].fill_(float("nan"))
-
-    def take_rows(self) -> npt.NDArray[np.float32]:
-        """Logits of the step's N rows, float32 (N, P), probes in manifest order; a copy."""
-        rows: npt.NDArray[np.float32] = self._logit_NP[: self._num_rows].cpu().numpy()
-        return rows[:, self._order_P]
+_PROBES_ATTRIBUTE = "_circuit_breakers"
+_RELAY_KEY = "circuit_breaker_logit_NP"
+"""Key of IntermediateTensors between pipeline stages."""
 
 
 class BreakerWorkerExtension:
@@ -125,22 +37,44 @@ class BreakerWorkerExtension:
 
     def circuit_breaker_digest(self) -> str | None:
         """Digest of the breaker whose probes are live in this worker; None when there is none."""
-        probes: WorkerProbes | None = getattr(self.model_runner, _GUARD_ATTRIBUTE, None)  # type: ignore[attr-defined]
+        probes: WorkerProbes | None = getattr(self.model_runner, _PROBES_ATTRIBUTE, None)  # type: ignore[attr-defined]
         return None if probes is None or not probes.enabled else probes.digest
 
     def circuit_breaker_enable(self, on: bool) -> None:
         """Switches the probes, for benchmarks; the scheduler side fails closed on its own."""
-        getattr(self.model_runner, _GUARD_ATTRIBUTE).enable(on)  # type: ignore[attr-defined]
+        getattr(self.model_runner, _PROBES_ATTRIBUTE).enable(on)  # type: ignore[attr-defined]
+
+
+def install() -> None:
+    """Wraps the workers' load_model. Without a breaker it does nothing more."""
+    from vllm.v1.worker.gpu_worker import Worker
+
+    register_op()
+    load_model = Worker.load_model
+
+    @wraps(load_model)
+    def guarded_load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = load_model(self, *args, **kwargs)
+        # Outside of load_model's memory pool: sleep mode must not discard the probes.
+        _attach(self.model_runner)
+        return result
+
+    Worker.load_model = guarded_load_model
 
 
 def _attach(runner: Any) -> None:
-    """Loads the configured breaker into a model runner whose model is loaded."""
+    """Loads the configured breaker into a model runner whose model is loaded.
+
+    Raises:
+        BreakerMismatchError: the model is not the one that the breaker was made for.
+        UnsupportedEngineError: the engine runs in a mode that was not tested.
+    """
     config = EngineGuardConfig.from_vllm_config(runner.vllm_config)
-    if config is None or hasattr(runner, _GUARD_ATTRIBUTE):
+    if config is None or hasattr(runner, _PROBES_ATTRIBUTE):
         return
     check_engine_config(runner.vllm_config)
     breaker = config.load_breaker()
-    hf_config = runner.model_config.hf_text_config
+    hf_config = runner.vllm_config.model_config.hf_text_config
     base = breaker.manifest.base_model
     got = (hf_config.num_hidden_layers, hf_config.hidden_size)
     if got != (base.num_layers, base.hidden_size):
@@ -150,62 +84,65 @@ def _attach(runner: Any) -> None:
             f"serve {base.id} or train a breaker for this model"
         )
     if config.adapter == "merged":
-        check_merged_checkpoint(Path(runner.model_config.model), breaker)
-    elif runner.lora_config is None:
+        check_merged_checkpoint(Path(runner.vllm_config.model_config.model), breaker)
+    elif runner.vllm_config.lora_config is None:
         raise BreakerMismatchError("adapter 'dynamic' needs an engine with LoRA; got none")
-    probes = WorkerProbes(
-        breaker,
-        runner.get_model(),
-        runner.vllm_config.scheduler_config.max_num_batched_tokens,
-        runner.device,
-    )
-    setattr(runner, _GUARD_ATTRIBUTE, probes)
+    probes = WorkerProbes(breaker, runner.get_model(), _max_rows(runner.vllm_config), runner.device)
+    setattr(runner, _PROBES_ATTRIBUTE, probes)
+    _wrap_steps(runner, probes)
     logger.info("breaker %s: %d probes live", breaker.digest[:12], len(breaker.manifest.probes))
 
 
-def install() -> None:
-    """Wraps the model runners' load and step methods. Without a breaker they do nothing more."""
-    from vllm.utils.torch_utils import direct_register_custom_op
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    direct_register_custom_op(_OP_NAME, _probe, mutates_args=["out_NP"], fake_impl=_probe_fake)
-    # CPUModelRunner overrides load_model and inherits the rest.
-    for runner_class in (GPUModelRunner, CPUModelRunner):
-        _wrap_load_model(runner_class)
-    _wrap_steps(GPUModelRunner)
+def _max_rows(vllm_config: Any) -> int:
+    captured = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    return max(int(vllm_config.scheduler_config.max_num_batched_tokens), int(captured))
 
 
-def _wrap_load_model(runner_class: Any) -> None:
-    load_model = runner_class.load_model
+def _wrap_steps(runner: Any, probes: WorkerProbes) -> None:
+    from vllm.sequence import IntermediateTensors
+    from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-    @wraps(load_model)
-    def guarded_load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = load_model(self, *args, **kwargs)
-        _attach(self)
-        return result
+    execute_model, sample_tokens = runner.execute_model, runner.sample_tokens
 
-    runner_class.load_model = guarded_load_model
+    class ScoredAsyncOutput(AsyncModelRunnerOutput):
+        """An async output whose rows arrive with its tokens."""
 
+        def __init__(self, inner: Any, rows: PendingRows) -> None:
+            self._inner = inner
+            self._rows = rows
 
-def _wrap_steps(runner_class: Any) -> None:
-    execute_model, sample_tokens = runner_class.execute_model, runner_class.sample_tokens
+        def get_output(self) -> Any:
+            output = self._inner.get_output()
+            setattr(output, SCORES_ATTRIBUTE, self._rows.get())
+            return output
 
     @wraps(execute_model)
-    def guarded_execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        probes: WorkerProbes | None = getattr(self, _GUARD_ATTRIBUTE, None)
-        if probes is not None:
-            probes.begin_step(scheduler_output.total_num_scheduled_tokens)
-        return execute_model(self, scheduler_output, *args, **kwargs)
-
-    @wraps(sample_tokens)
-    def guarded_sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        ran = self.execute_model_state is not None
-        output = sample_tokens(self, *args, **kwargs)
-        probes: WorkerProbes | None = getattr(self, _GUARD_ATTRIBUTE, None)
-        if probes is not None and ran and probes.enabled:
-            setattr(output, SCORES_ATTRIBUTE, probes.take_rows())
+    def guarded_execute_model(
+        scheduler_output: Any, intermediate_tensors: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        earlier_NP = None
+        if intermediate_tensors is not None:
+            # Out of vLLM's sight: it looks for a buffer of its own for whatever it finds there.
+            # Without it (a dummy run) the columns of earlier stages stay blank.
+            earlier_NP = intermediate_tensors.tensors.pop(_RELAY_KEY, None)
+        probes.begin_step(scheduler_output.total_num_scheduled_tokens, earlier_NP)
+        output = execute_model(scheduler_output, intermediate_tensors, *args, **kwargs)
+        if isinstance(output, IntermediateTensors) and probes.enabled:
+            output.tensors[_RELAY_KEY] = probes.hand_on()
         return output
 
-    runner_class.execute_model = guarded_execute_model
-    runner_class.sample_tokens = guarded_sample_tokens
+    @wraps(sample_tokens)
+    def guarded_sample_tokens(*args: Any, **kwargs: Any) -> Any:
+        ran = runner.execute_model_state is not None
+        output = sample_tokens(*args, **kwargs)
+        if not ran or not probes.enabled:
+            return output
+        if isinstance(output, AsyncModelRunnerOutput):
+            return ScoredAsyncOutput(output, probes.take_rows())
+        # An empty output is a constant that steps share.
+        if isinstance(output, ModelRunnerOutput) and output.req_ids:
+            setattr(output, SCORES_ATTRIBUTE, probes.take_rows().get())
+        return output
+
+    runner.execute_model = guarded_execute_model
+    runner.sample_tokens = guarded_sample_tokens

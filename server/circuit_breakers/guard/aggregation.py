@@ -42,6 +42,8 @@ class RunningScore:
 
     def update(self, logit_T: FloatArray) -> FloatArray:
         """Running score after each of the next T tokens, float32 (T,)."""
+        if self._spec.kind == "max":
+            return self._update_max(logit_T)
         score_T = np.empty(len(logit_T), np.float32)
         for t, logit in enumerate(logit_T.tolist()):
             self._count += 1
@@ -50,13 +52,22 @@ class RunningScore:
             score_T[t] = self._value
         return score_T
 
+    def _update_max(self, logit_T: FloatArray) -> FloatArray:
+        num_skipped = min(max(self._spec.skip_tokens - self._count, 0), len(logit_T))
+        self._count += len(logit_T)
+        score_T = np.full(len(logit_T), self._value, np.float32)
+        # np.maximum, unlike max(), gives NaN whenever one side is NaN.
+        score_T[num_skipped:] = np.maximum(
+            np.maximum.accumulate(logit_T[num_skipped:]), np.float32(self._value)
+        )
+        if len(score_T):
+            self._value = float(score_T[-1])
+        return score_T
+
     def _advance(self, logit: float) -> None:
         if np.isnan(self._value):
             return
-        if self._spec.kind == "max":
-            # max(x, nan) depends on the order of its arguments; a NaN must win.
-            self._value = logit if np.isnan(logit) else max(self._value, logit)
-        elif self._spec.kind == "ema":
+        if self._spec.kind == "ema":
             alpha = self._spec.alpha
             assert alpha is not None
             first = self._value == -np.inf

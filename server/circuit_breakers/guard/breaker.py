@@ -58,7 +58,8 @@ class StreamBreaker:
     def update(self, logit_TK: FloatArray) -> Trip | None:
         """Judges the next T tokens; the trip if this call caused it.
 
-        A token without a finite score trips at once, whatever the aggregation: fail closed.
+        A token without a finite score trips at once, whatever the aggregation: fail closed. It
+        is returned even by a stream that has tripped before, as observe mode lets that go on.
 
         Args:
             logit_TK: float32 logits of the next T tokens under K probes.
@@ -76,22 +77,24 @@ class StreamBreaker:
         self.num_scored += num_tokens - num_unscored
         self._record_peaks(start, score_TK)
         if self.trip is not None:
-            return None
-        # `not <` rather than `>=`, so that NaN counts.
-        over_TK = ~(score_TK < self._threshold_K) | unscored_T[:, None]
+            over_TK = np.broadcast_to(unscored_T[:, None], score_TK.shape)
+        else:
+            # `not <` rather than `>=`, so that NaN counts.
+            over_TK = ~(score_TK < self._threshold_K) | unscored_T[:, None]
         over_T = over_TK.any(axis=1)
         if not over_T.any():
             return None
         t = int(over_T.argmax())
         k = int(over_TK[t].argmax())
-        self.trip = Trip(
+        trip = Trip(
             probe=self._policy.probes[k].name,
             score=float("nan") if unscored_T[t] else float(score_TK[t, k]),
             threshold=float(self._threshold_K[k]),
             token_index=start + t,
             phase="prompt" if start + t < self._num_prompt_tokens else "completion",
         )
-        return self.trip
+        self.trip = self.trip or trip
+        return trip
 
     def report(self) -> GuardReport:
         """What was seen so far."""

@@ -1,8 +1,15 @@
-"""What counts as a trip: the probes, their thresholds, and what to do about it."""
+"""What counts as a trip: the probes, their thresholds, and what to do about it.
+
+Shapes: N tokens of any streams, K probes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 from circuit_breakers.artifact.manifest import Manifest, ProbeSpec
 from circuit_breakers.guard.decision import Mode
@@ -10,6 +17,10 @@ from circuit_breakers.guard.decision import Mode
 __all__ = ["DEFAULT_POLICY_NAME", "Policy"]
 
 DEFAULT_POLICY_NAME = "default"
+
+_MARGIN = 1e-6
+"""How far below a threshold, relative to it, rounding could lift a mean of logits: 10 times more
+than float32 can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +38,24 @@ class Policy:
     def from_manifest(cls, manifest: Manifest, mode: Mode) -> Policy:
         """The policy that the breaker was calibrated for."""
         return cls(breaker=manifest.name, probes=manifest.probes, mode=mode)
+
+    @cached_property
+    def num_skipped(self) -> int:
+        """Leading positions that no probe judges; they must have a finite logit all the same."""
+        return min(p.aggregation.skip_tokens for p in self.probes)
+
+    @cached_property
+    def _ceiling_K(self) -> npt.NDArray[np.float32]:
+        threshold_K = np.array([p.threshold_logit for p in self.probes], np.float64)
+        ceiling_K = threshold_K - _MARGIN * np.maximum(np.abs(threshold_K), 1.0)
+        return ceiling_K.astype(np.float32)
+
+    def may_trip(self, logit_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Which tokens could make their stream trip, bool (N,).
+
+        A running score is a maximum or a weighted mean of the stream's logits, so it never exceeds
+        the largest of them: a stream without such a token has not tripped, and nothing of its
+        running scores has to be worked out. A token without a finite logit counts.
+        """
+        safe_NK = (logit_NK < self._ceiling_K) & (logit_NK > -np.inf)
+        return np.logical_not(safe_NK.all(axis=1))

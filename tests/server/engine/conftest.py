@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,13 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
     VLLM_CPU_KVCACHE_SPACE="1",
     HF_HUB_OFFLINE="1",
+    NUMBA_NUM_THREADS="1",
 )
+
+from .cpu_modes import RUNNER_V2, async_scheduling_on_cpu, use_runner_v2
+
+if RUNNER_V2:
+    use_runner_v2()
 
 from circuit_breakers.artifact import Breaker, ProbeWeights, save_breaker
 from circuit_breakers.artifact.manifest import (
@@ -30,6 +37,9 @@ from circuit_breakers.artifact.manifest import (
     ProbeSpec,
 )
 from circuit_breakers.models import ResolvedModel
+
+if TYPE_CHECKING:
+    from . import tiny
 
 PROBE_LAYERS = (4, 17)
 CALIBRATION = Calibration(
@@ -101,6 +111,11 @@ def write_breaker(
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The rigs last, ngram at the very end: vLLM cannot start an engine after numba is loaded."""
+    items.sort(key=lambda item: "rig" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def adapter_dir(smollm2: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(tmp_path_factory.mktemp("adapter") / "adapter", smollm2, 0.05)
@@ -157,3 +172,39 @@ def reference(smollm2: ResolvedModel, breaker: Breaker) -> Callable[[Sequence[in
         return np.stack(columns, axis=1)
 
     return logits
+
+
+_NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
+_MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "async": {"async_scheduling": True},
+    "sliding-window": {},
+    "ngram": {"speculative_config": _NGRAM | {"prompt_lookup_min": 1}},
+}
+
+
+@pytest.fixture(scope="session", params=list(_MODES))
+def rig(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tiny.Rig]:
+    """A tiny engine in each mode that changes how requests are scheduled, with its oracle."""
+    from . import tiny
+
+    mode: str = request.param
+    if RUNNER_V2 and mode == "ngram":
+        pytest.skip("model runner V2 drafts with its own speculators")
+    root = tmp_path_factory.mktemp(mode)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIRCUIT_BREAKERS_CACHE", str(root / "cache"))
+        write = tiny.write_gemma3 if mode == "sliding-window" else tiny.write_llama
+        model = write(root / "model")
+        breaker = tiny.write_tiny_breaker(root / "breaker", model)
+        with async_scheduling_on_cpu() if mode == "async" else nullcontext():
+            llm = tiny.tiny_engine(model, breaker, **_MODES[mode])
+        oracle = tiny.Oracle(model, breaker)
+    core = tiny.core_of(llm)
+    assert (core.step_fn == core.step_with_batch_queue) == (mode == "async")
+    if mode == "sliding-window":
+        assert len(core.scheduler.kv_cache_config.kv_cache_groups) > 1
+    yield tiny.Rig(llm, oracle)
+    llm.llm_engine.engine_core.shutdown()

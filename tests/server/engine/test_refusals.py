@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from circuit_breakers.artifact import Breaker
-from circuit_breakers.engine.compat import check_engine_config, check_vllm_version, decoder_layers
+from circuit_breakers.engine.compat import (
+    check_engine_config,
+    check_scheduler,
+    check_vllm_version,
+    decoder_layers,
+)
 from circuit_breakers.engine.config import EngineGuardConfig, check_merged_checkpoint
 from circuit_breakers.engine.launch import EngineSettings, engine_arguments
 from circuit_breakers.errors import (
@@ -35,32 +40,38 @@ def test_default_configuration_is_accepted(arguments: dict[str, Any]) -> None:
     check_engine_config(engine_config(arguments))
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        (
-            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
-            "speculative decoding",
-        ),
-        (
-            {"scheduler_cls": "vllm.v1.core.sched.async_scheduler.AsyncScheduler"},
-            "custom scheduler",
-        ),
-    ],
-)
-def test_untested_mode_is_refused_by_name(
-    arguments: dict[str, Any], changes: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(UnsupportedEngineError, match=named):
-        check_engine_config(engine_config(arguments, **changes))
+def test_custom_scheduler_class_is_refused_by_name(arguments: dict[str, Any]) -> None:
+    name = "vllm.v1.core.sched.async_scheduler.AsyncScheduler"
+    with pytest.raises(UnsupportedEngineError, match="scheduler class .*AsyncScheduler"):
+        check_engine_config(engine_config(arguments, scheduler_cls=name))
+
+
+def test_only_the_tested_drafter_may_speculate(arguments: dict[str, Any]) -> None:
+    ngram = {"method": "ngram", "num_speculative_tokens": 2}
+    config = engine_config(arguments, speculative_config=ngram)
+    check_engine_config(config)
+    config.speculative_config.method = "eagle"
+    with pytest.raises(UnsupportedEngineError, match="speculative decoding by 'eagle'"):
+        check_engine_config(config)
 
 
 def test_every_untested_mode_is_named_at_once(arguments: dict[str, Any]) -> None:
     config = engine_config(arguments)
-    config.parallel_config.tensor_parallel_size = 2
-    config.scheduler_config.async_scheduling = True
-    with pytest.raises(UnsupportedEngineError, match=r"tensor parallelism.*async scheduling"):
+    config.parallel_config.enable_dbo = True
+    config.parallel_config.decode_context_parallel_size = 2
+    with pytest.raises(UnsupportedEngineError, match=r"dual batch overlap.*context parallelism"):
         check_engine_config(config)
+
+
+def test_scheduler_of_another_plugin_is_refused_by_name() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    class OtherScheduler(Scheduler):
+        pass
+
+    scheduler = object.__new__(OtherScheduler)
+    with pytest.raises(UnsupportedEngineError, match=r"test_refusals\.\S*OtherScheduler"):
+        check_scheduler(scheduler)
 
 
 def test_vllm_outside_the_tested_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

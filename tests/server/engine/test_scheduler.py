@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from circuit_breakers.engine.scheduler import BlockScores
+from circuit_breakers.engine import scheduler as scheduler_module
+from circuit_breakers.engine.block_scores import BlockScores
 from circuit_breakers.guard.decision import Mode
 
 PROMPT = "Once upon a time in a small village near the sea there lived an old clockmaker who"
@@ -61,16 +62,16 @@ def recording(scheduler: Any, num_prompt_tokens: int) -> Iterator[Recorder]:
 def thresholds(scheduler: Any, *values: float, mode: Mode = "enforce") -> Iterator[None]:
     """The live guard judges new requests by these thresholds."""
     guard = scheduler._circuit_breakers
-    policy = guard._policy
+    policy = guard.policy
     probes = tuple(
         p.model_copy(update={"threshold_logit": v})
         for p, v in zip(policy.probes, values, strict=True)
     )
-    guard._policy = dataclasses.replace(policy, probes=probes, mode=mode)
+    guard.policy = dataclasses.replace(policy, probes=probes, mode=mode)
     try:
         yield
     finally:
-        guard._policy = policy
+        guard.policy = policy
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +115,13 @@ def test_recorder_sees_a_leak(llm: Any, scheduler: Any, prompt: list[int]) -> No
     """The recorder is not blind: without the hold-back it reports every token."""
     guard = scheduler._circuit_breakers
 
-    def release_at_once(_scheduler: Any, outputs: dict[int, Any]) -> None:
-        for engine_outputs in outputs.values():
-            for output in engine_outputs.outputs:
-                guard._send(guard._streams[output.request_id], output)
-                if output.finish_reason is not None:
-                    guard.forget([output.request_id])
+    def release_at_once(outputs: list[Any], _trips: Any) -> list[Any]:
+        for output in outputs:
+            stream = guard.stream_of(output.request_id)
+            scheduler_module._send(stream, output, stream.num_judged)
+            if output.finish_reason is not None:
+                guard.forget([output.request_id])
+        return outputs
 
     guard.release = release_at_once
     try:
@@ -241,11 +243,11 @@ def test_abort_forgets_the_stream(llm: Any, scheduler: Any, prompt: list[int]) -
     engine.add_request("gone", {"prompt_token_ids": prompt}, SamplingParams(max_tokens=50))
     for _ in range(3):
         engine.step()
-    assert len(scheduler._circuit_breakers._streams) == 1
+    assert scheduler._circuit_breakers.num_streams == 1
     engine.abort_request(["gone"])
     while engine.has_unfinished_requests():
         engine.step()
-    assert not scheduler._circuit_breakers._streams
+    assert scheduler._circuit_breakers.num_streams == 0
     assert not scheduler.requests
 
 
@@ -256,7 +258,7 @@ def test_trip_frees_the_request(llm: Any, scheduler: Any, prompt: list[int]) -> 
         run(llm, prompt, num_requests=4)
     assert pool.get_num_free_blocks() == free
     assert not scheduler.requests
-    assert not scheduler._circuit_breakers._streams
+    assert scheduler._circuit_breakers.num_streams == 0
 
 
 def test_neighbours_of_a_tripped_request_go_on(llm: Any, scheduler: Any, prompt: list[int]) -> None:

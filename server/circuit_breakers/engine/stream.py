@@ -1,0 +1,134 @@
+"""One running request as the scheduler's guard sees it: its scores, its verdict, its held output.
+
+Shapes: T tokens of one request, P probes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from circuit_breakers.engine.block_scores import BlockScores
+from circuit_breakers.guard.breaker import StreamBreaker
+from circuit_breakers.guard.decision import Trip
+from circuit_breakers.guard.policy import Policy
+
+__all__ = ["RequestStream"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class RequestStream:
+    """Positions are those of prompt + completion; each is judged once, in order."""
+
+    __slots__ = (
+        "_breaker",
+        "_logit_TP",
+        "_num_published",
+        "_policy",
+        "_suspect",
+        "held",
+        "held_end",
+        "num_judged",
+        "num_rows",
+        "num_sent",
+        "request",
+    )
+
+    def __init__(self, policy: Policy, request: Any) -> None:
+        self.request = request
+        self._policy = policy
+        self._breaker = StreamBreaker(policy, request.num_prompt_tokens)
+        self._logit_TP = np.full(
+            (request.num_prompt_tokens + 64, len(policy.probes)), np.nan, np.float32
+        )
+        self._num_published = 0
+        """Leading full blocks already in the block store."""
+        self._suspect = False
+        """A position that is not judged yet may trip."""
+        self.num_rows = 0
+        """Positions fed so far; moves back when a preempted request starts over."""
+        self.num_judged = 0
+        """Positions that have their verdict; their logits are final."""
+        self.num_sent = 0
+        """Scores delivered so far."""
+        self.held: Any = None
+        """EngineCoreOutput whose last token has no score yet."""
+        self.held_end = 0
+        """Positions that must be judged before `held` may leave."""
+
+    def restart(self, start: int, block_scores: BlockScores) -> None:
+        """The request runs from position `start`: new, after a cache hit, or after a preemption.
+
+        Takes the logits of the positions before out of the store, where `gate_prefix_cache` saw
+        them; unknown ones stay NaN, and trip.
+        """
+        self._reserve(start)
+        size = block_scores.block_size
+        hashes = self.request.block_hashes
+        for begin in range(self.num_judged // size * size, start, size):
+            logit_TP = block_scores.get(hashes[begin // size])
+            if logit_TP is not None:
+                first, end = max(begin, self.num_judged), min(begin + size, start)
+                self._logit_TP[first:end] = logit_TP[first - begin : end - begin]
+        self._num_published = start // size
+        self.num_rows = start
+        if self.num_judged < start:
+            self._suspect = self._suspect or self._may_trip(self.num_judged, start)
+
+    def write(self, logit_TP: FloatArray, may_trip: bool) -> None:
+        """Takes in the logits of the next positions. Judged positions keep theirs."""
+        start, end = self.num_rows, self.num_rows + len(logit_TP)
+        self._reserve(end)
+        first = max(start, self.num_judged)
+        if first < end:
+            self._logit_TP[first:end] = logit_TP[first - start :]
+            self._suspect = self._suspect or (may_trip and self._may_trip(first, end))
+        self.num_rows = end
+
+    def trim(self, num_tokens: int) -> None:
+        """Drops rows of drafts behind a stop; they belong to no token of the request."""
+        self.num_rows = min(self.num_rows, num_tokens)
+
+    def publish(self, block_scores: BlockScores) -> None:
+        """Puts blocks that are full by now into the store."""
+        size = block_scores.block_size
+        while (end := (self._num_published + 1) * size) <= self.num_rows:
+            hashes = self.request.block_hashes
+            if self._num_published >= len(hashes):
+                break
+            logit_TP = self._logit_TP[end - size : end]
+            if np.isfinite(logit_TP).all():
+                block_scores.put(hashes[self._num_published], logit_TP)
+            self._num_published += 1
+
+    def judge(self) -> Trip | None:
+        """Verdict on the positions that no earlier step has judged; the trip if there is one."""
+        if self.num_rows <= self.num_judged:
+            # A preempted request catches up with what is judged.
+            return None
+        self.num_judged = self.num_rows
+        if not self._suspect:
+            return None
+        self._suspect = False
+        return self._breaker.update(self._logit_TP[self._breaker.num_seen : self.num_judged])
+
+    def unsent(self, end: int) -> FloatArray:
+        """Logits (T, P) of the positions from `num_sent` up to `end`."""
+        return self._logit_TP[self.num_sent : end]
+
+    def _reserve(self, num_tokens: int) -> None:
+        if num_tokens > len(self._logit_TP):
+            length = max(num_tokens, 2 * len(self._logit_TP))
+            grown = np.full((length, self._logit_TP.shape[1]), np.nan, np.float32)
+            grown[: len(self._logit_TP)] = self._logit_TP
+            self._logit_TP = grown
+
+    def _may_trip(self, start: int, end: int) -> bool:
+        logit_TP = self._logit_TP[start:end]
+        num_skipped = max(0, self._policy.num_skipped - start)
+        if num_skipped and not np.isfinite(logit_TP[:num_skipped]).all():
+            return True
+        return bool(self._policy.may_trip(logit_TP[num_skipped:]).any())
