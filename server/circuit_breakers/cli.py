@@ -80,6 +80,15 @@ def serve(
     max_num_batched_tokens: Annotated[
         int | None, typer.Option(help="Tokens of one engine step.")
     ] = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="Ranks that share each layer. [1]")
+    ] = None,
+    pipeline_parallel_size: Annotated[
+        int | None, typer.Option(help="Ranks that share the stack of layers. [1]")
+    ] = None,
+    data_parallel_size: Annotated[
+        int | None, typer.Option(help="Whole engines behind this server. [1]")
+    ] = None,
     kv_cache_gib: Annotated[int | None, typer.Option(help="KV cache on a CPU, in GiB. [2]")] = None,
     enforce_eager: Annotated[
         bool | None,
@@ -185,7 +194,8 @@ def verify(
 
 
 @bench_app.command(
-    "serve", epilog="Example: `circuit-breakers bench serve --batch 1 --batch 32 --pairs 8`"
+    "serve",
+    epilog="Example: `circuit-breakers bench serve --batch 1 --batch 32 --arm all --json out.json`",
 )
 def bench_serve(
     model: Annotated[
@@ -194,25 +204,77 @@ def bench_serve(
     breaker: Annotated[
         Path | None, typer.Option(help="Breaker directory. [the one that ships for the model]")
     ] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option(help="Requests at once; may be repeated. [1 and 32]")
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="observe, enforce, probes, dynamic, hidden-states, guard-model, or all; may be "
+            "repeated. [observe and enforce]"
+        ),
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Guarded and plain blocks a batch size.")] = 8,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Requests at once; may be repeated. [1 and 32]")
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="decode (32:256), prompt (512:16), or PROMPT:OUTPUT in tokens; may be repeated. "
+            "[decode and prompt]"
+        ),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Pairs of neighbouring blocks of each comparison.")
+    ] = 8,
+    num_probes: Annotated[
+        int, typer.Option(min=2, max=16, help="What --arm probes compares with one probe.")
+    ] = 16,
+    compiled: Annotated[
+        bool, typer.Option("--compiled/--eager", help="With torch.compile, or without.")
+    ] = False,
+    startup: Annotated[
+        bool, typer.Option("--startup", help="Start-up time too: three starts of each kind.")
+    ] = False,
+    kv_cache_gib: Annotated[
+        int, typer.Option(min=1, help="KV cache of each engine, in GiB; two may be alive at once.")
+    ] = 2,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all raw pairs and the machine.")
+    ] = None,
 ) -> None:
-    """Compare guarded with plain vLLM in one engine, the guard switched between blocks."""
+    """Measure the guard against plain vLLM, switched on and off in one engine."""
+    with _reported_errors(exit_code=2):
+        if json_file is not None and not json_file.resolve().parent.is_dir():
+            raise ConfigError(f"got --json {json_file}, expected a file in an existing directory")
     with _reported_errors():
         from circuit_breakers.settings import load_settings
 
         settings = load_settings(model=model, breaker=breaker)
-        parts = _import("circuit_breakers.api.lifecycle", extra="serve").load_parts(settings)
         bench = _import("circuit_breakers.engine.bench", extra="serve")
-        rows = bench.bench_serving(*parts, batches=tuple(batch or (1, 32)), num_pairs=pairs)
-    typer.echo("batch  plain tok/s  guarded tok/s  ratio median (min-max)  pairs")
-    for row in rows:
-        typer.echo(
-            f"{row.batch:5d}  {row.plain:11.1f}  {row.guarded:13.1f}  "
-            f"{row.ratio:6.4f} ({row.ratio_min:.4f}-{row.ratio_max:.4f})  {row.num_pairs:5d}"
+        parts = _import("circuit_breakers.api.lifecycle", extra="serve").load_parts(settings)
+    with _reported_errors(exit_code=2):
+        unknown = sorted(set(arm or ()) - {*bench.ARMS, "all"})
+        if unknown:
+            raise ConfigError(f"got --arm {unknown[0]!r}, expected {', '.join(bench.ARMS)} or all")
+        options = {
+            "arms": bench.ARMS if arm and "all" in arm else tuple(dict.fromkeys(arm or ())),
+            "batches": tuple(dict.fromkeys(batch or ())),
+            "workloads": tuple(bench.parse_workload(text) for text in workload or ()),
+        }
+        wanted = bench.BenchSettings(
+            num_pairs=pairs,
+            num_probes=num_probes,
+            compiled=compiled,
+            startup_pairs=3 if startup else 0,
+            kv_cache_gib=kv_cache_gib,
+            **{name: values for name, values in options.items() if values},
         )
+    with _reported_errors():
+        from rich.console import Console
+
+        report = bench.bench_serving(*parts, wanted, Console(stderr=True))
+    bench.print_report(report)
+    if json_file is not None:
+        json_file.write_text(bench.report_json(report), "utf-8")
+        typer.echo(f"ok: {json_file}")
 
 
 @data_app.command(

@@ -34,7 +34,7 @@ def hub_snapshot(name: str, revision: str | None) -> Path:
         ModelError: it is not there, may not be read, or the hub cannot be reached.
     """
     try:
-        from huggingface_hub import errors, snapshot_download
+        from huggingface_hub import constants, errors, snapshot_download
     except ImportError as e:
         raise ModelError(
             f"model {name!r} is a hub id, and huggingface_hub is not installed; "
@@ -42,7 +42,14 @@ def hub_snapshot(name: str, revision: str | None) -> Path:
         ) from e
     at = f" at revision {revision!r}" if revision else ""
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        snapshot = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=_HUB_FILES,
+            # Some releases ask the hub for a commit's list of files even when told to be offline.
+            local_files_only=constants.is_offline_mode(),
+        )
+        return Path(snapshot)
     except errors.GatedRepoError as e:
         raise ModelError(
             f"model {name!r} is gated on the hub, expected one that this account may read; "

@@ -54,6 +54,12 @@ class ServeSettings(BaseSettings):
     """Requests that run at once, further ones wait; None lets vLLM choose."""
     max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens fed in one engine step; longer prompts are fed in chunks. None lets vLLM choose."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Ranks that share each layer of the model."""
+    pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Ranks that share the stack of layers."""
+    data_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Whole engines behind this one server."""
     kv_cache_gib: Annotated[int, Field(ge=1)] = 2
     """Memory of the KV cache on a CPU, in GiB; a GPU sizes its own."""
     enforce_eager: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,83 @@ def test_a_benchmark_of_a_model_without_a_breaker_exits_with_1() -> None:
     result = runner.invoke(app, ["bench", "serve", "--model", "no-such-model"])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
+
+
+def test_wrong_benchmark_options_exit_with_2(tmp_path: Path) -> None:
+    for arguments, said in (
+        (["--arm", "nope"], "--arm"),
+        (["--workload", "8"], "workload"),
+        (["--json", str(tmp_path / "none" / "out.json")], "--json"),
+        (["--num-probes", "17"], "16"),
+    ):
+        result = runner.invoke(app, ["bench", "serve", *arguments])
+        assert result.exit_code == 2, result.output
+        assert said in result.stderr
+
+
+def test_a_tiny_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
+    """All arms on a random model; no time is judged."""
+    # Deferred: it brings torch.
+    from .engine import tiny
+
+    environment = os.environ | {"CIRCUIT_BREAKERS_CACHE": str(tmp_path / "cache")}
+    model = tiny.write_llama(tmp_path / "tiny")
+    write_word_tokenizer(tmp_path / "tiny", tiny.VOCAB)
+    breaker = tiny.write_tiny_breaker(tmp_path / "breaker", model)
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "circuit_breakers.cli", "bench", "serve"]
+    for name, value in {
+        "model": model.path,
+        "breaker": breaker.path,
+        "json": out,
+        "arm": "all",
+        "batch": 2,
+        "workload": "40:4",
+        "pairs": 1,
+        "num-probes": 4,
+        "kv-cache-gib": 1,
+    }.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for expected in ("observe / plain", "probes-4 / probes-1", "guard-model / plain *", "ok: "):
+        assert expected in done.stdout
+    report = json.loads(out.read_text())
+    rows = {(row["arm"], row["baseline"]): row for row in report["rows"]}
+    assert {arm for arm, _ in rows} == {
+        *("observe", "enforce", "probes-1", "probes-4"),
+        *("dynamic", "hidden-states", "guard-model"),
+    }
+    for (arm, _), row in rows.items():
+        if row["unavailable"] is not None:
+            # vLLM's connector copies through pinned memory, which a machine may not have.
+            assert arm == "hidden-states"
+            continue
+        (pair,) = row["pairs"]
+        # 2 requests of 4 tokens in each block.
+        assert pair["arm"]["num_tokens"] == pair["baseline"]["num_tokens"] == 8
+        assert row["cross_engine"] == (arm in ("hidden-states", "guard-model"))
+    assert {row["arm"] for row in report["own_times"]} == {
+        *("observe", "enforce", "probes-1", "probes-4")
+    }
+    assert [counted["num_probes"] for counted in report["footprints"]] == [3, 1, 4]
+    assert report["machine"]["vllm"]
+    assert "--pairs 1" in report["command"]
+
+
+def write_word_tokenizer(out: Path, vocab_size: int) -> None:
+    """A tokenizer of `vocab_size` words, w0 and so on."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w2", bos_token="w0", eos_token="w1"
+    ).save_pretrained(out)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

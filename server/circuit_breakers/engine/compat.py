@@ -14,7 +14,7 @@ __all__ = [
     "decoder_layers",
 ]
 
-TESTED_VLLM = ("0.32",)
+TESTED_VLLM = ("0.31", "0.32")
 """Release series (major.minor) whose internals the plugin was tested against."""
 
 _TESTED_DRAFTERS = ("ngram",)
@@ -71,6 +71,10 @@ def check_engine_config(vllm_config: Any) -> None:
             parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size
         )
         > 1,
+        # Gone in 0.32.
+        "sequence parallelism": bool(
+            getattr(vllm_config.compilation_config.pass_config, "enable_sp", False)
+        ),
         f"scheduler class {scheduler.scheduler_cls!r}": scheduler.scheduler_cls is not None,
         "a diffusion model": bool(vllm_config.model_config.is_diffusion),
         "a pooling model": vllm_config.model_config.runner_type != "generate",

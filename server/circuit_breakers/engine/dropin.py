@@ -99,6 +99,7 @@ def guard_engine_args(args: Any, request: BreakerRequest) -> None:
         CircuitBreakersError: an argument contradicts the guard, the breaker does not fit the
             model, or one of them cannot be loaded.
     """
+    _check_engine()
     _check_arguments(args)
     model = _resolved(args)
     _check_tokenizer(args, model)
@@ -176,6 +177,18 @@ def install() -> None:
     EngineArgs.__post_init__ = guarded_post_init
     EngineArgs.create_engine_config = guarded_create
     plugins.load_endpoint_plugins = guarded_load
+
+
+def _check_engine() -> None:
+    import vllm
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    if not hasattr(InputProcessor, "resolve_watermarking"):
+        raise UnsupportedEngineError(
+            f"got vLLM {vllm.__version__}, expected 0.32 for a breaker in vLLM's own server: in "
+            "older ones a beam search cannot be told from other requests; use `circuit-breakers "
+            "serve`, or install a newer vLLM"
+        )
 
 
 def _check_arguments(args: Any) -> None:

@@ -17,7 +17,11 @@ from circuit_breakers.engine.compat import check_engine_config, check_vllm_versi
 from circuit_breakers.engine.config import ADAPTER_NAME, AdapterKind, EngineGuardConfig
 from circuit_breakers.engine.guarded import GuardedEngine
 from circuit_breakers.engine.merge import merged_checkpoint
-from circuit_breakers.errors import BreakerMismatchError, NotReadyError
+from circuit_breakers.errors import (
+    BreakerMismatchError,
+    NotReadyError,
+    UnsupportedEngineError,
+)
 from circuit_breakers.guard.decision import Mode
 from circuit_breakers.models import ResolvedModel
 
@@ -49,6 +53,12 @@ class EngineSettings(BaseModel):
     """Tokens of prompt and completion."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
     max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Ranks that share each layer."""
+    pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Ranks that share the stack of layers."""
+    data_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Whole engines behind one server."""
     kv_cache_gib: Annotated[int, Field(ge=1)] = 2
     """KV cache on the CPU; a GPU sizes its own."""
     enforce_eager: bool = True
@@ -73,7 +83,9 @@ def engine_arguments(
         "dtype": settings.dtype,
         "enforce_eager": settings.enforce_eager,
         "seed": settings.seed,
-        "async_scheduling": False,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
+        "data_parallel_size": settings.data_parallel_size,
         **{name: value for name, value in optional.items() if value is not None},
     }
 
@@ -119,7 +131,6 @@ async def launch_engine(
     """
     breaker.check_fits(model.spec())
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.kv_cache_gib))
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     check_vllm_version()
@@ -148,7 +159,7 @@ async def guarded_engine(
     """
     from vllm.lora.request import LoRARequest
 
-    digests = await engine.collective_rpc("circuit_breaker_digest")
+    digests = await _digests(engine)
     if not digests or any(digest != breaker.digest for digest in digests):
         raise NotReadyError(
             f"workers run probes {digests}, expected {breaker.digest} in each; "
@@ -158,6 +169,21 @@ async def guarded_engine(
     if adapter == "dynamic":
         lora_request = LoRARequest(ADAPTER_NAME, 1, str(breaker.adapter_dir))
     return GuardedEngine(engine, breaker, mode, lora_request, vllm_args)
+
+
+async def _digests(engine: Any) -> list[str | None]:
+    """What each worker of each engine says it runs."""
+    if engine.vllm_config.parallel_config.data_parallel_size == 1:
+        return list(await engine.collective_rpc("circuit_breaker_digest"))
+    # Of several engines, collective_rpc gives the answer of the first.
+    ask_all = getattr(engine.engine_core, "call_utility_all_async", None)
+    if ask_all is None:
+        raise UnsupportedEngineError(
+            "data parallelism needs vLLM 0.32 or newer, where every engine can be asked for its "
+            "probes; start with data_parallel_size 1"
+        )
+    answers = await ask_all("collective_rpc", "circuit_breaker_digest", None, (), None)
+    return [digest for answer in answers for digest in answer]
 
 
 def _serving_namespace(arguments: dict[str, Any]) -> Any:

@@ -100,7 +100,8 @@ def install() -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
     add_request = AsyncLLM.add_request
-    resolve_watermarking = InputProcessor.resolve_watermarking
+    # Not in 0.31, whose own server is not guarded for want of it (dropin.py).
+    resolve_watermarking = getattr(InputProcessor, "resolve_watermarking", None)
 
     @wraps(add_request)
     async def guarded_add_request(
@@ -119,7 +120,6 @@ def install() -> None:
                 raise VLLMValidationError(str(e)) from e
         return await add_request(self, request_id, prompt, params, *args, **kwargs)
 
-    @wraps(resolve_watermarking)
     def guarded_resolve_watermarking(self: Any, params: Any) -> Any:
         # The one call that every beam search makes of the engine before it starts.
         if (
@@ -130,10 +130,12 @@ def install() -> None:
                 "got a beam search, expected sampling: beam search feeds its beams back as "
                 "prompts, past the verdict; leave use_beam_search out"
             )
+        assert resolve_watermarking is not None, "wrapped only where it is there"
         return resolve_watermarking(self, params)
 
     AsyncLLM.add_request = guarded_add_request
-    InputProcessor.resolve_watermarking = guarded_resolve_watermarking
+    if resolve_watermarking is not None:
+        InputProcessor.resolve_watermarking = guarded_resolve_watermarking
 
 
 def _control_token_ids_of(engine: Any) -> frozenset[int]:

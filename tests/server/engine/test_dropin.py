@@ -195,6 +195,10 @@ def test_more_than_one_api_server_is_refused(breaker: Breaker) -> None:
 def test_switch_that_opens_a_way_around_is_refused(
     breaker: Breaker, switch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from vllm import envs
+
+    # Where an engine has run, vLLM reads its variables no more.
+    envs.disable_envs_cache()
     monkeypatch.setenv(switch, "1")
     with pytest.raises(UnsupportedEngineError, match=switch):
         engine_args(breaker).create_engine_config()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from circuit_breakers.artifact import Breaker
 from circuit_breakers.engine.compat import (
+    TESTED_VLLM,
     check_engine_config,
     check_scheduler,
     check_vllm_version,
@@ -22,6 +25,8 @@ from circuit_breakers.errors import (
     UnsupportedEngineError,
 )
 from circuit_breakers.models import ResolvedModel
+
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
 def engine_config(arguments: dict[str, Any], **changes: Any) -> Any:
@@ -42,7 +47,7 @@ def test_default_configuration_is_accepted(arguments: dict[str, Any]) -> None:
 
 def test_custom_scheduler_class_is_refused_by_name(arguments: dict[str, Any]) -> None:
     name = "vllm.v1.core.sched.async_scheduler.AsyncScheduler"
-    with pytest.raises(UnsupportedEngineError, match="scheduler class .*AsyncScheduler"):
+    with pytest.raises(UnsupportedEngineError, match=r"scheduler class .*AsyncScheduler"):
         check_engine_config(engine_config(arguments, scheduler_cls=name))
 
 
@@ -78,10 +83,20 @@ def test_vllm_outside_the_tested_range_is_refused(monkeypatch: pytest.MonkeyPatc
     import vllm
 
     assert check_vllm_version() == vllm.__version__
-    for version in ("0.31.9", "0.33.0", "0.320.0", "1.0.0"):
+    for version in ("0.31.0", "0.32.1"):
         monkeypatch.setattr(vllm, "__version__", version)
-        with pytest.raises(UnsupportedEngineError, match=rf"{version}.*tested: 0\.32\.x"):
+        assert check_vllm_version() == version
+    for version in ("0.30.9", "0.33.0", "0.310.0", "0.320.0", "1.0.0"):
+        monkeypatch.setattr(vllm, "__version__", version)
+        with pytest.raises(UnsupportedEngineError, match=rf"{version}.*tested: 0\.31\.x, 0\.32\.x"):
             check_vllm_version()
+
+
+def test_the_packages_range_is_the_tested_one() -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    (engine,) = (r for r in project["optional-dependencies"]["serve"] if r.startswith("vllm"))
+    major, minor = TESTED_VLLM[-1].split(".")
+    assert engine == f"vllm>={TESTED_VLLM[0]},<{major}.{int(minor) + 1}"
 
 
 def test_unmerged_checkpoint_is_refused(smollm2: ResolvedModel, breaker: Breaker) -> None:
