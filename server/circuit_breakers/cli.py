@@ -70,6 +70,12 @@ def serve(
     adapter: Annotated[
         str | None, typer.Option(help="merged into the weights, or dynamic (slower). [merged]")
     ] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", help="NAME=DIR of a LoRA on top of the breaker; may be repeated. [none]"
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or float16. [auto]")
     ] = None,

@@ -45,6 +45,9 @@ class ServeSettings(BaseSettings):
     """observe reports trips and never stops a request; enforce stops it."""
     adapter: Literal["merged", "dynamic"] = "merged"
     """merged bakes the adapter into the weights at load; dynamic runs it as a LoRA, slower."""
+    loras: dict[str, Path] = {}
+    """LoRA adapters of the operator's own on top of the merged breaker, by the name that clients
+    pass as `model`. The thresholds were calibrated without them."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights and activations; auto takes the checkpoint's."""
@@ -84,6 +87,17 @@ class ServeSettings(BaseSettings):
         # A directory is served under its own name; its parents are nobody's business.
         is_path = Path(self.model).expanduser().is_dir()
         return self.served_name or (Path(self.model).resolve().name if is_path else self.model)
+
+    @field_validator("loras", mode="before")
+    @classmethod
+    def _from_pairs(cls, value: Any) -> Any:
+        # The flag gives NAME=DIR pairs, the variable a JSON object.
+        if not isinstance(value, list):
+            return value
+        for pair in value:
+            if not all(pair.partition("=")):
+                raise ValueError(f"got {pair!r}, expected NAME=DIR")
+        return {name: path for name, _, path in (pair.partition("=") for pair in value)}
 
     @field_validator("port", mode="before")
     @classmethod

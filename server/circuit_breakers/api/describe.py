@@ -12,18 +12,21 @@ __all__ = ["breaker_json", "models_json"]
 
 
 def models_json(serving: Serving) -> dict[str, Any]:
-    """The body of GET /v1/models: the one model that is served."""
+    """The body of GET /v1/models: the model that is served, and its LoRAs."""
     created = serving.guarded.breaker.manifest.created
+    names = [serving.model_name, *serving.guarded.loras]
     return {
         "object": "list",
         "data": [
             {
-                "id": serving.model_name,
+                "id": name,
                 "object": "model",
                 "created": int(created.timestamp()),
                 "owned_by": "circuit-breakers",
                 "max_model_len": serving.max_model_len,
+                **({} if name == serving.model_name else {"parent": serving.model_name}),
             }
+            for name in names
         ],
     }
 

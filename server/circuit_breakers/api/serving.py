@@ -119,7 +119,8 @@ class Serving:
         except (AttributeError, KeyError, TypeError, ValueError) as e:
             # vLLM's validators look into values before their types are checked.
             raise ApiError(400, f"a field has the wrong type: {e}", code="invalid_value") from e
-        return Call(endpoint, request, self.model_name)
+        named = request.model in self.guarded.loras
+        return Call(endpoint, request, request.model if named else self.model_name)
 
     async def start(self, call: Call) -> dict[str, Any] | AsyncGenerator[str, None]:
         """A whole response as JSON, or the events of a stream.
@@ -202,6 +203,7 @@ async def start_serving(guarded: GuardedEngine, tool_call_parser: str | None = N
         guarded.vllm_args,
         await guarded.get_supported_tasks(),
     )
+    state.openai_serving_models.lora_requests.update(guarded.loras)
     return Serving(guarded, state)
 
 

@@ -8,9 +8,10 @@ with the same state machine, and refuses to pass on a token that its own verdict
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 from circuit_breakers.artifact import Breaker
@@ -152,10 +153,23 @@ class GuardedEngine:
     """Stands in for vLLM's EngineClient wherever its serving classes expect one."""
 
     def __init__(
-        self, engine: Any, breaker: Breaker, mode: Mode, lora_request: Any, vllm_args: Any
+        self,
+        engine: Any,
+        breaker: Breaker,
+        mode: Mode,
+        lora_request: Any,
+        vllm_args: Any,
+        loras: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        """Puts the guard in front of `engine`.
+
+        Args:
+            lora_request: the dynamic breaker's, under which every request runs; None when merged.
+            loras: LoRARequests that the operator lists, by name; any other one is refused.
+        """
         self._engine = engine
         self._lora_request = lora_request
+        self.loras = loras
         self.breaker = breaker
         self.mode = mode
         self.policy = Policy.from_manifest(breaker.manifest, mode)
@@ -186,12 +200,23 @@ class GuardedEngine:
         params = sampling_params.clone()
         # kv_transfer_params and the like arrive here; none is for a client to set.
         params.extra_args = None
-        kwargs["lora_request"] = self._lora_request
+        kwargs["lora_request"] = self._adapter(kwargs.get("lora_request"))
         session = _session.get() or GuardSession()
         first_choice = session.add_request(params.n)
         outputs = self._engine.generate(prompt, params, request_id, **kwargs)
         delta = params.output_kind.name == "DELTA"
         return self._guarded(session, first_choice, request_id, outputs, delta)
+
+    def _adapter(self, asked: Any) -> Any:
+        if asked is None or self._lora_request is not None:
+            return self._lora_request
+        if asked.lora_name not in self.loras:
+            raise ConfigError(
+                f"got LoRA {asked.lora_name!r}, expected one that the operator lists: "
+                f"{', '.join(self.loras) or 'there is none'}"
+            )
+        # The operator's own, whatever path came with the name.
+        return self.loras[asked.lora_name]
 
     async def _guarded(
         self,

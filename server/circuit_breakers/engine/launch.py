@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +21,7 @@ from circuit_breakers.engine.guarded import GuardedEngine
 from circuit_breakers.engine.merge import merged_checkpoint
 from circuit_breakers.errors import (
     BreakerMismatchError,
+    ConfigError,
     NotReadyError,
     UnsupportedEngineError,
 )
@@ -48,6 +51,8 @@ class EngineSettings(BaseModel):
     mode: Mode = "enforce"
     adapter: AdapterKind = "merged"
     """merged: into the weights, free at run time. dynamic: vLLM's LoRA, slower."""
+    loras: dict[str, Path] = {}
+    """LoRA directories on top of the merged breaker, by the name that clients ask for."""
     dtype: str = "auto"
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     """Tokens of prompt and completion."""
@@ -79,6 +84,7 @@ def engine_arguments(
     }
     return {
         **guard_arguments(model, breaker, mode=settings.mode, adapter=settings.adapter),
+        **_lora_arguments(settings),
         "served_model_name": [settings.served_name],
         "dtype": settings.dtype,
         "enforce_eager": settings.enforce_eager,
@@ -114,8 +120,34 @@ def guard_arguments(
         "logprobs_mode": "processed_logprobs",
     }
     if not merged:
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(breaker)}
+        rank = _lora_rank(breaker.adapter_dir)
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
     return arguments
+
+
+def _lora_arguments(settings: EngineSettings) -> dict[str, Any]:
+    if not settings.loras:
+        return {}
+    if settings.adapter == "dynamic":
+        raise ConfigError(
+            f"got LoRAs {', '.join(settings.loras)} with adapter 'dynamic', expected 'merged': a "
+            "request has one LoRA, and that would be the breaker's; merge the breaker"
+        )
+    for name, path in settings.loras.items():
+        if name in (settings.served_name, ADAPTER_NAME):
+            raise ConfigError(f"got LoRA name {name!r}, which is taken; give it another name")
+        missing = [
+            file
+            for file in ("adapter_config.json", "adapter_model.safetensors")
+            if not (path / file).is_file()
+        ]
+        if missing:
+            raise ConfigError(
+                f"LoRA {name!r}: no {' and no '.join(missing)} in {path}, expected a PEFT adapter "
+                "in safetensors; save it with save_pretrained"
+            )
+    ranks = [_lora_rank(path) for path in settings.loras.values()]
+    return {"enable_lora": True, "max_loras": len(ranks), "max_lora_rank": max(ranks)}
 
 
 @asynccontextmanager
@@ -144,16 +176,44 @@ async def launch_engine(
     # The constructor blocks until the engine core is up; the event loop must keep answering.
     engine = await asyncio.to_thread(AsyncLLM.from_vllm_config, vllm_config)
     try:
-        yield await guarded_engine(engine, breaker, settings.mode, settings.adapter, vllm_args)
+        loras = await _load_loras(engine, settings)
+        yield await guarded_engine(
+            engine, breaker, settings.mode, settings.adapter, vllm_args, loras
+        )
     finally:
         engine.shutdown()
 
 
+async def _load_loras(engine: Any, settings: EngineSettings) -> dict[str, Any]:
+    """The operator's LoRAs, loaded in the workers, by name."""
+    from vllm.lora.request import LoRARequest
+
+    loras = {
+        name: LoRARequest(name, number, str(path))
+        for number, (name, path) in enumerate(settings.loras.items(), start=2)
+    }
+    for name, lora in loras.items():
+        try:
+            await engine.add_lora(lora)
+        except Exception as e:
+            raise ConfigError(
+                f"LoRA {name!r} does not load: {e}; expected an adapter made for this model"
+            ) from e
+    return loras
+
+
 async def guarded_engine(
-    engine: Any, breaker: Breaker, mode: Mode, adapter: AdapterKind, vllm_args: Any
+    engine: Any,
+    breaker: Breaker,
+    mode: Mode,
+    adapter: AdapterKind,
+    vllm_args: Any,
+    loras: Mapping[str, Any] = MappingProxyType({}),
 ) -> GuardedEngine:
     """A live engine client behind the guard, once each of its workers runs the breaker's probes.
 
+    Args:
+        loras: LoRARequests that a client may ask for, by name; with a merged breaker only.
     Raises:
         NotReadyError: a worker does not.
     """
@@ -168,7 +228,7 @@ async def guarded_engine(
     lora_request = None
     if adapter == "dynamic":
         lora_request = LoRARequest(ADAPTER_NAME, 1, str(breaker.adapter_dir))
-    return GuardedEngine(engine, breaker, mode, lora_request, vllm_args)
+    return GuardedEngine(engine, breaker, mode, lora_request, vllm_args, loras)
 
 
 async def _digests(engine: Any) -> list[str | None]:
@@ -198,13 +258,13 @@ def _serving_namespace(arguments: dict[str, Any]) -> Any:
     return namespace
 
 
-def _lora_rank(breaker: Breaker) -> int:
+def _lora_rank(adapter_dir: Path) -> int:
     """The smallest rank that vLLM has room for and the adapter fits in."""
-    config = json.loads((breaker.adapter_dir / "adapter_config.json").read_bytes())
+    config = json.loads((adapter_dir / "adapter_config.json").read_bytes())
     fitting = [rank for rank in _VLLM_LORA_RANKS if rank >= config["r"]]
     if not fitting:
         raise BreakerMismatchError(
-            f"the adapter has rank {config['r']}, vLLM's LoRA allows at most "
-            f"{_VLLM_LORA_RANKS[-1]}; serve it with adapter 'merged'"
+            f"adapter {adapter_dir} has rank {config['r']}, vLLM's LoRA allows at most "
+            f"{_VLLM_LORA_RANKS[-1]}; merge it into the weights"
         )
     return fitting[0]

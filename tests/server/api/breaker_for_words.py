@@ -66,7 +66,7 @@ def write_word_breaker(out: Path, model: ResolvedModel) -> Breaker:
     probes = (PARIS, ZEBRA)
     fitted = _fit(model, probes)
     adapter = out.with_name(f"{out.name}-adapter")
-    _write_zero_adapter(adapter, model)
+    write_rank_1_adapter(adapter, model, 0.0)
     return save_breaker(
         out,
         name="words",
@@ -159,14 +159,16 @@ def _ridge(stream_ND: FloatArray, is_word_N: npt.NDArray[np.bool_]) -> ProbeWeig
     return ProbeWeights(weight_D.astype(np.float32), float(-(low + high) / 2))
 
 
-def _write_zero_adapter(out: Path, model: ResolvedModel) -> None:
+def write_rank_1_adapter(out: Path, model: ResolvedModel, scale: float) -> Path:
+    """A LoRA on the first block's queries; scale 0 changes nothing."""
+    rng = np.random.default_rng(5)
     out.mkdir(parents=True)
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
     width = model.hidden_size
     save_file(
         {
             f"{prefix}.lora_A.weight": np.full((1, width), 0.01, np.float32),
-            f"{prefix}.lora_B.weight": np.zeros((width, 1), np.float32),
+            f"{prefix}.lora_B.weight": rng.normal(0, scale, (width, 1)).astype(np.float32),
         },
         out / "adapter_model.safetensors",
     )
@@ -183,3 +185,4 @@ def _write_zero_adapter(out: Path, model: ResolvedModel) -> None:
         "inference_mode": True,
     }
     (out / "adapter_config.json").write_text(json.dumps(config))
+    return out

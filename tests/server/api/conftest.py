@@ -19,9 +19,10 @@ import pytest
 
 from circuit_breakers.models import ResolvedModel
 
-from .breaker_for_words import write_word_breaker
+from .breaker_for_words import write_rank_1_adapter, write_word_breaker
 
 MODEL = "smollm2-135m-instruct"
+LORA = "style"
 MAX_MODEL_LEN = 512
 _START_S = 240
 
@@ -130,10 +131,12 @@ def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def observing_server(
-    word_breaker: Path, tmp_path_factory: pytest.TempPathFactory
+    smollm2: ResolvedModel, word_breaker: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A server in observe mode, ended with its module."""
-    server = Server(word_breaker, tmp_path_factory.mktemp("observe"), "--mode", "observe")
+    """A server in observe mode with a LoRA of the operator's, ended with its module."""
+    root = tmp_path_factory.mktemp("observe")
+    lora = write_rank_1_adapter(root / "lora", smollm2, 20.0)
+    server = Server(word_breaker, root, "--mode", "observe", "--lora", f"{LORA}={lora}")
     try:
         server.wait_until_ready()
         yield server

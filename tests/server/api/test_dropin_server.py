@@ -22,7 +22,10 @@ from circuit_breakers.api.endpoint_plugin import EndpointPlugin
 from circuit_breakers.artifact import load_breaker
 from circuit_breakers.errors import ConfigError
 
+from ...vllm_release import needs_vllm_0_32
 from .conftest import MAX_MODEL_LEN, MODEL, free_port, server_environment, user
+
+pytestmark = needs_vllm_0_32
 
 _START_S = 240
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import MODEL, Server
+from .conftest import LORA, MODEL, Server
 
 
 def ask(server: Server, text: str, stream: bool = False) -> Any:
@@ -44,6 +44,25 @@ def test_a_tripped_prompt_is_answered(observing_server: Server) -> None:
     ok = f'circuit_breakers_requests_total{{model="{MODEL}",outcome="ok",policy="default"}}'
     assert (after[tripped] - before[tripped], after[ok] - before[ok]) == (1, 1)
     assert after["circuit_breakers_leaked_tokens_total"] == 0
+
+
+def test_a_listed_lora_runs_on_top_of_the_breaker_and_is_guarded(
+    observing_server: Server,
+) -> None:
+    models = observing_server.http.get("/v1/models").json()["data"]
+    assert [(m["id"], m.get("parent")) for m in models] == [(MODEL, None), (LORA, MODEL)]
+    messages: list[Any] = [{"role": "user", "content": "Do you like the zebra?"}]
+    plain, styled = (
+        observing_server.openai.chat.completions.create(
+            model=name, messages=messages, temperature=0, max_tokens=16
+        )
+        for name in (MODEL, LORA)
+    )
+    assert styled.model == LORA
+    assert styled.choices[0].message.content != plain.choices[0].message.content
+    assert styled.choices[0].model_extra["guard"]["score"] is not None
+    body = {"model": "another", "messages": messages}
+    assert observing_server.http.post("/v1/chat/completions", json=body).status_code == 404
 
 
 def test_a_dead_engine_is_a_503_and_fails_the_liveness_probe(observing_server: Server) -> None:

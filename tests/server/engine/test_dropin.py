@@ -28,7 +28,10 @@ from circuit_breakers.errors import (
 )
 from circuit_breakers.models import ResolvedModel
 
+from ...vllm_release import needs_vllm_0_32
 from .conftest import write_breaker
+
+pytestmark = needs_vllm_0_32
 
 MODEL = "smollm2-135m-instruct"
 

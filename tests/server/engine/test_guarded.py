@@ -151,7 +151,7 @@ def test_client_cannot_choose_adapter_or_engine_parameters(breaker: Breaker) -> 
 
     engine = FaultyEngine([])
     params = SamplingParams(extra_args={"kv_transfer_params": {"do_remote_prefill": True}})
-    guarded(engine, breaker).generate("x", params, "r", lora_request="unguarded")
+    guarded(engine, breaker).generate("x", params, "r")
     (call,) = engine.calls
     assert call["lora_request"] is None
     assert call["params"].extra_args is None
@@ -190,3 +190,30 @@ def test_request_that_fails_on_its_way_in_is_not_left_registered(breaker: Breake
     with pytest.raises(OverflowError):
         asyncio.run(consume(engine))
     assert engine.aborted == ["r"]
+
+
+def test_only_a_listed_lora_runs_and_as_the_operator_gave_it(breaker: Breaker) -> None:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    faulty = FaultyEngine([])
+    listed = LoRARequest("style", 2, "/adapters/style")
+    engine = GuardedEngine(faulty, breaker, "enforce", None, None, {"style": listed})
+    engine.generate("hi", SamplingParams(), "1", lora_request=LoRARequest("style", 7, "/elsewhere"))
+    assert faulty.calls[-1]["lora_request"] is listed
+    engine.generate("hi", SamplingParams(), "2")
+    assert faulty.calls[-1]["lora_request"] is None
+    with pytest.raises(ConfigError, match=r"'other'.*style"):
+        engine.generate("hi", SamplingParams(), "3", lora_request=LoRARequest("other", 3, "/x"))
+
+
+def test_a_dynamic_breaker_is_pinned(breaker: Breaker) -> None:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    faulty = FaultyEngine([])
+    pinned = LoRARequest("circuit-breaker", 1, "/breaker/adapter")
+    engine = GuardedEngine(faulty, breaker, "enforce", pinned, None)
+    for asked in (None, LoRARequest("other", 3, "/x")):
+        engine.generate("hi", SamplingParams(), "1", lora_request=asked)
+        assert faulty.calls[-1]["lora_request"] is pinned

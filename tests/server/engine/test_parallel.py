@@ -15,6 +15,7 @@ from circuit_breakers.engine import launch
 from circuit_breakers.engine.launch import EngineSettings, engine_arguments, guarded_engine
 from circuit_breakers.models import ResolvedModel
 
+from ...vllm_release import needs_vllm_0_32
 from . import tiny
 
 PROMPTS = [[10 + (i * 7 + j) % 300 for j in range(length)] for i, length in enumerate((5, 60, 90))]
@@ -62,6 +63,7 @@ def test_two_ranks_score_like_one(
         check(output.outputs[0], prompt, oracle)
 
 
+@needs_vllm_0_32
 def test_data_parallel_engines_each_guard_their_requests(
     parts: tuple[ResolvedModel, Breaker], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,8 @@ from circuit_breakers.engine.requests import (
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.models import ResolvedModel
 
+from ...vllm_release import needs_vllm_0_32
+
 
 def params(**changes: Any) -> Any:
     from vllm import SamplingParams
@@ -108,6 +110,7 @@ def test_control_tokens_are_those_that_the_tokenizer_marks(smollm2: ResolvedMode
     assert word not in special
 
 
+@needs_vllm_0_32
 def test_beam_search_does_not_start_offline(llm: Any) -> None:
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import BeamSearchParams

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from circuit_breakers.artifact import Breaker, ProbeWeights, save_breaker
+from circuit_breakers.engine import probes as probes_module
 from circuit_breakers.engine.bench.blocks import BenchEngine, Block
 from circuit_breakers.engine.probes import WorkerProbes
 from circuit_breakers.errors import NotReadyError
@@ -45,20 +46,25 @@ PLAIN = GuardState(None)
 class GuardSwitch:
     """Switches one engine. Thresholds are out of reach, so that no block is cut short."""
 
-    def __init__(self, llm: Any, *others: Breaker) -> None:
+    def __init__(self, llm: Any, *others: Breaker, compiled: bool = False) -> None:
         """Prepares the guard that the engine runs, and those of `others`, by number of probes.
 
-        A compiled graph keeps the probes that it was compiled with: there, `others` must be empty.
+        A compiled graph keeps the probes that it was compiled with: there, `others` must be empty,
+        and the op stays in the graph of the plain arm, where it returns at once.
         """
+        assert not (compiled and others), "a compiled graph keeps its probes"
         from vllm.v1.engine import output_processor
 
         self.runner: Any = llm.collective_rpc(lambda worker: worker.model_runner)[0]
         self.scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         self.guard = self.scheduler._circuit_breakers
         self.probes: WorkerProbes = self.runner._circuit_breakers
+        self._compiled = compiled
         self._policy: Policy = self.guard.policy
         self._policies: dict[int | None, Policy] = {None: self._policy}
-        self._variables: dict[int | None, dict[str, Any]] = {None: _taken_off(self.probes)}
+        self._variables: dict[int | None, dict[str, Any]] = {}
+        if not compiled:
+            self._variables[None] = _taken_off(self.probes)
         num_rows = len(self.probes._logit_NP)
         for other in others:
             number = len(other.manifest.probes)
@@ -80,16 +86,21 @@ class GuardSwitch:
     def set(self, state: GuardState) -> None:
         """Makes the engine run under `state` from the next request on."""
         guarded = state.mode is not None
-        self.probes.enable(False)
+        if self._compiled:
+            # Compiled code looks its hooks up by position; they must not be taken off.
+            probes_module._disabled = not guarded
+        else:
+            self.probes.enable(False)
         for owner, name, wrap in self._wraps:
             setattr(owner, name, wrap if guarded else wrap.__wrapped__)
         self.scheduler._circuit_breakers = self.guard if guarded else None
         # Scores of other probes are no scores of these.
         self.guard.block_scores.clear()
         if state.mode is not None:
-            # The runner's wraps hold on to this one object, so its content is exchanged.
-            vars(self.probes).update(self._variables[state.num_probes])
-            self.probes.enable(True)
+            if not self._compiled:
+                # The runner's wraps hold on to this one object, so its content is exchanged.
+                vars(self.probes).update(self._variables[state.num_probes])
+                self.probes.enable(True)
             policy = self._policies[state.num_probes]
             self.guard.policy = dataclasses.replace(
                 policy,
@@ -135,8 +146,9 @@ def switched(
 def breaker_with_probes(out: Path, breaker: Breaker, num_probes: int) -> Breaker:
     """A breaker in directory `out` with the adapter of `breaker` and `num_probes` probes.
 
-    The first ones are the breaker's own. The others are random, of the norm of the first, on layers
-    spread over the model; their thresholds are out of reach.
+    The first ones are the breaker's own. The others are random, of the norm of the first, each on a
+    layer of its own where there are enough: the dearest way to have as many. Their thresholds are
+    out of reach.
     """
     assert 1 <= num_probes <= _MAX_PROBES, "the manifest allows no other number"
     manifest = breaker.manifest
