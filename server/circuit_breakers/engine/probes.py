@@ -136,7 +136,10 @@ class WorkerProbes:
         self._hooks.append((block, hook))
 
     def enable(self, on: bool) -> None:
-        """Adds or removes the hooks. Off is for benchmarks only: every token is then unscored."""
+        """Adds or removes the hooks. Off is for benchmarks only: every token is then unscored.
+
+        Eager engines only: compiled code looks for its hooks by position.
+        """
         global _disabled
         _disabled = not on
         if on and not self.enabled:
