@@ -28,7 +28,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "prompt_logprob_token_ids": ((None,), _BEFORE_VERDICT),
     "repetition_detection": ((None,), _UNSCORED_END),
     "trace_decode_token_ids": ((None, []), "it puts tokens in the place of sampled ones"),
-    "watermarking": (_LEFT_OUT, "it belongs to the engine's own plumbing"),
 }
 
 _TEXT_PROMPT = "token"
