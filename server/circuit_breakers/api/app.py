@@ -26,7 +26,7 @@ from circuit_breakers.settings import ServeSettings
 if TYPE_CHECKING:
     from circuit_breakers.api.serving import Serving
 
-__all__ = ["create_app"]
+__all__ = ["add_guarded_routes", "create_app"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +46,16 @@ def create_app(
     if serving is not None:
         service.attach(serving)
         service.ready()
-    _add_completions(app)
-    _add_descriptions(app)
+    add_guarded_routes(app)
+    _add_models(app)
     _add_probes(app)
     _add_error_handlers(app)
     return app
 
 
-def _add_completions(app: FastAPI) -> None:
+def add_guarded_routes(app: FastAPI) -> None:
+    """Adds the routes that every guarded server has, and the answer to their errors."""
+
     @app.post("/v1/chat/completions", openapi_extra=_body(CHAT_FIELDS), response_model=None)
     async def chat_completions(request: Request) -> Response:
         return await complete("chat", request)
@@ -62,15 +64,19 @@ def _add_completions(app: FastAPI) -> None:
     async def completions(request: Request) -> Response:
         return await complete("completion", request)
 
-
-def _add_descriptions(app: FastAPI) -> None:
-    @app.get("/v1/models")
-    async def models(request: Request) -> JSONResponse:
-        return JSONResponse(models_json(service_of(request).serving()))
-
     @app.get("/v1/breaker")
     async def breaker(request: Request) -> JSONResponse:
         return JSONResponse(breaker_json(service_of(request).serving()))
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error.to_response()
+
+
+def _add_models(app: FastAPI) -> None:
+    @app.get("/v1/models")
+    async def models(request: Request) -> JSONResponse:
+        return JSONResponse(models_json(service_of(request).serving()))
 
 
 def _add_probes(app: FastAPI) -> None:
@@ -95,10 +101,6 @@ def _add_probes(app: FastAPI) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> Response:
-        return error.to_response()
-
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"

@@ -19,19 +19,16 @@ from argparse import Namespace
 from os import environ
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import VLLMClientError
 
 from circuit_breakers.api.accounting import RequestRecord
-from circuit_breakers.api.completions import complete
-from circuit_breakers.api.describe import breaker_json
+from circuit_breakers.api.app import add_guarded_routes
 from circuit_breakers.api.errors import ApiError
-from circuit_breakers.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, FieldRules
-from circuit_breakers.api.service import Service, service_of
+from circuit_breakers.api.service import Service
 from circuit_breakers.engine import dropin
 from circuit_breakers.engine.breaker_request import is_requested
 from circuit_breakers.engine.config import EngineGuardConfig
@@ -80,8 +77,7 @@ class EndpointPlugin:
         _check_server_arguments(args)
         name = (args.served_model_name or [args.model])[0]
         app.state.service = Service(load_settings(served_name=name), REGISTRY)
-        _add_routes(app)
-        app.add_exception_handler(ApiError, _api_error)
+        add_guarded_routes(app)
         app.add_middleware(RouteGate, service=app.state.service)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -135,30 +131,6 @@ def _check_server_arguments(args: Namespace) -> None:
             raise ConfigError(
                 f"got {flag} next to a breaker, expected it left out: {why}; remove it"
             )
-
-
-def _add_routes(app: FastAPI) -> None:
-    @app.post("/v1/chat/completions", openapi_extra=_body(CHAT_FIELDS), response_model=None)
-    async def chat_completions(request: Request) -> Response:
-        return await complete("chat", request)
-
-    @app.post("/v1/completions", openapi_extra=_body(COMPLETION_FIELDS), response_model=None)
-    async def completions(request: Request) -> Response:
-        return await complete("completion", request)
-
-    @app.get("/v1/breaker")
-    async def breaker(request: Request) -> JSONResponse:
-        return JSONResponse(breaker_json(service_of(request).serving()))
-
-
-def _body(fields: FieldRules) -> dict[str, Any]:
-    content = {"application/json": {"schema": fields.json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-async def _api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError), "registered for it"
-    return error.to_response()
 
 
 class StoppedError(ApiError, VLLMClientError):

@@ -71,6 +71,8 @@ class SchedulerGuard:
         """Takes the step's rows in, before vLLM updates its requests; the streams that ran."""
         logit_NP = self._rows(scheduler_output, runner_output)
         may_trip_N = self.policy.may_trip(logit_NP)
+        # Nearly always False: then no request's part has to be looked at.
+        one_may_trip = bool(may_trip_N.any())
         # Where a running request stands is known; only these have moved.
         starts = {r.req_id: r.num_computed_tokens for r in scheduler_output.scheduled_new_reqs}
         cached = scheduler_output.scheduled_cached_reqs
@@ -99,7 +101,7 @@ class SchedulerGuard:
             if (start := starts.get(req_id)) is not None:
                 stream.restart(start, block_scores)
             rows_TP = logit_NP[begin : begin + num_tokens]
-            may_trip = bool(may_trip_N[begin : begin + num_tokens].any())
+            may_trip = one_may_trip and bool(may_trip_N[begin : begin + num_tokens].any())
             if self._dynamic_adapter and not _runs_breaker_adapter(request):
                 rows_TP, may_trip = np.full_like(rows_TP, np.nan), True
             stream.write(rows_TP, may_trip)
@@ -121,7 +123,8 @@ class SchedulerGuard:
     def release(self, outputs: list[Any], trips: dict[str, Trip]) -> list[Any]:
         """What may leave of a step's outputs: the held ones of the step before, and last ones.
 
-        Outputs of tripped requests are kept on their stream for `stop`.
+        Args:
+            trips: by request id; those of requests with an output in this step are taken out.
         """
         released: list[Any] = []
         for output in outputs:
@@ -238,31 +241,45 @@ def _finish_reason_stop() -> Any:
 
 
 def _guarded_update(guard: SchedulerGuard, scheduler: Any, original: Any, step: Any) -> Any:
-    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
-    from vllm.v1.request import RequestStatus
-
     streams = guard.take_rows(scheduler, *step)
     outputs = original.update(scheduler, *step)
     trips = guard.judge(streams)
-    tripped = [(guard.stream_of(req_id), trip) for req_id, trip in trips.items()]
+    tripped = [guard.stream_of(req_id) for req_id in trips]
     for engine_outputs in outputs.values():
         engine_outputs.outputs = guard.release(engine_outputs.outputs, trips)
-    for stream, trip in tripped:
-        request = stream.request
-        if not request.is_finished():
-            original.finish(scheduler, request.request_id, RequestStatus.FINISHED_STOPPED)
-        if request.request_id in trips:
-            # In the middle of its prompt: vLLM has no output for it.
-            blank = EngineCoreOutput(
-                request_id=request.request_id,
-                new_token_ids=[],
-                events=request.take_events(),
-                prefill_stats=request.take_prefill_stats(),
-                trace_headers=request.trace_headers,
-            )
-            client = outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[]))
-            client.outputs += guard.stop(stream, trip, blank)
+    for stream in tripped:
+        _finish(guard, scheduler, original, stream, trips, outputs)
     return outputs
+
+
+def _finish(
+    guard: SchedulerGuard,
+    scheduler: Any,
+    original: Any,
+    stream: RequestStream,
+    trips: dict[str, Trip],
+    outputs: dict[int, Any],
+) -> None:
+    """Ends a tripped request in vLLM; `trips` has those that had no output in this step."""
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+    from vllm.v1.request import RequestStatus
+
+    request = stream.request
+    if not request.is_finished():
+        original.finish(scheduler, request.request_id, RequestStatus.FINISHED_STOPPED)
+    trip = trips.get(request.request_id)
+    if trip is None:
+        return
+    # In the middle of its prompt: vLLM has no output for it.
+    blank = EngineCoreOutput(
+        request_id=request.request_id,
+        new_token_ids=[],
+        events=request.take_events(),
+        prefill_stats=request.take_prefill_stats(),
+        trace_headers=request.trace_headers,
+    )
+    client = outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[]))
+    client.outputs += guard.stop(stream, trip, blank)
 
 
 class _Original:

@@ -28,6 +28,18 @@ WIDTH = 128
 NUM_LAYERS = 6
 MAX_LEN = 256
 WINDOW = 32
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_LEN,
+    "initializer_range": 0.15,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 TOLERANCE = 1e-3
 """Absolute, on logits of standard deviation 1 to 3; worst difference seen: 1e-4."""
 
@@ -37,16 +49,7 @@ FloatArray = npt.NDArray[np.float32]
 def write_llama(out: Path) -> ResolvedModel:
     """Six blocks, full attention."""
     config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_LEN,
-        initializer_range=0.15,
-        bos_token_id=0,
-        eos_token_id=1,
+        **_SIZES,
     )
     torch.manual_seed(0)
     return _save(Llama(config), out)
@@ -55,20 +58,11 @@ def write_llama(out: Path) -> ResolvedModel:
 def write_gemma3(out: Path) -> ResolvedModel:
     """Six blocks, two of three with a sliding window: a hybrid KV cache."""
     config = Gemma3TextConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **_SIZES,
         head_dim=32,
         query_pre_attn_scalar=32,
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
-        max_position_embeddings=MAX_LEN,
-        initializer_range=0.15,
-        bos_token_id=0,
-        eos_token_id=1,
     )
     torch.manual_seed(0)
     return _save(Gemma3ForCausalLM(config), out)
