@@ -233,6 +233,9 @@ def bench_serve(
     num_probes: Annotated[
         int, typer.Option(min=2, max=16, help="What --arm probes compares with one probe.")
     ] = 16,
+    probe_layers: Annotated[
+        int, typer.Option(min=1, max=16, help="Layers that those probes share.")
+    ] = 4,
     compiled: Annotated[
         bool, typer.Option("--compiled/--eager", help="With torch.compile, or without.")
     ] = False,
@@ -268,6 +271,7 @@ def bench_serve(
         wanted = bench.BenchSettings(
             num_pairs=pairs,
             num_probes=num_probes,
+            num_probe_layers=probe_layers,
             compiled=compiled,
             startup_pairs=3 if startup else 0,
             kv_cache_gib=kv_cache_gib,

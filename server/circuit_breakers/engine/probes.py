@@ -17,6 +17,8 @@ from circuit_breakers.engine.compat import decoder_layers
 
 __all__ = ["PendingRows", "WorkerProbes", "register_op"]
 
+FloatArray = npt.NDArray[np.float32]
+
 _OP_NAME = "circuit_breakers_probe"
 
 _disabled = False
@@ -35,8 +37,8 @@ def _probe(
     if _disabled:
         return
     stream_ND = hidden_ND if residual_ND is None else hidden_ND + residual_ND
-    logit_NK = torch.addmm(bias_K, stream_ND.float(), weight_DK)
-    out_NP[: hidden_ND.shape[0], column : column + weight_DK.shape[1]].copy_(logit_NK)
+    out_NK = out_NP[: hidden_ND.shape[0], column : column + weight_DK.shape[1]]
+    torch.addmm(bias_K, stream_ND.float(), weight_DK, out=out_NK)
 
 
 def _probe_fake(
@@ -60,25 +62,25 @@ def register_op() -> None:
 class PendingRows:
     """Rows on their way from the device; `get` waits for them."""
 
-    def __init__(self, logit_NP: torch.Tensor, order_P: npt.NDArray[np.intp]) -> None:
-        # A copy, enqueued before the next step blanks the buffer.
-        self._device_NP = logit_NP.clone()
+    def __init__(self, logit_NP: torch.Tensor | FloatArray, order_P: npt.NDArray[np.intp]) -> None:
+        """Copies the rows before the next step blanks the buffer."""
         self._order_P = order_P
         self._ready: Any = None
-        if logit_NP.device.type == "cpu":
-            self._host_NP = self._device_NP
-        else:
-            self._host_NP = torch.empty_like(self._device_NP, device="cpu", pin_memory=True)
-            self._host_NP.copy_(self._device_NP, non_blocking=True)
-            self._ready = torch.Event(logit_NP.device)
-            self._ready.record()
+        if isinstance(logit_NP, np.ndarray):
+            self._host_NP = logit_NP.copy()
+            return
+        self._device_NP = logit_NP.clone()
+        host_NP = torch.empty_like(self._device_NP, device="cpu", pin_memory=True)
+        host_NP.copy_(self._device_NP, non_blocking=True)
+        self._ready = torch.Event(logit_NP.device)
+        self._ready.record()
+        self._host_NP = host_NP.numpy()
 
-    def get(self) -> npt.NDArray[np.float32]:
+    def get(self) -> FloatArray:
         """Logits of the step's N rows, float32 (N, P), probes in manifest order."""
         if self._ready is not None:
             self._ready.synchronize()
-        rows_NP: npt.NDArray[np.float32] = self._host_NP.numpy()
-        return rows_NP[:, self._order_P] if len(self._order_P) > 1 else rows_NP
+        return self._host_NP[:, self._order_P] if len(self._order_P) > 1 else self._host_NP
 
 
 class WorkerProbes:
@@ -100,6 +102,9 @@ class WorkerProbes:
         self._logit_NP = torch.full(
             (num_rows, len(specs)), float("nan"), dtype=torch.float32, device=device
         )
+        on_host = self._logit_NP.device.type == "cpu"
+        self._host_NP: FloatArray | None = self._logit_NP.numpy() if on_host else None
+        """The buffer once more, where numpy can reach it: several times cheaper a step."""
         self._handles: list[Any] = []
         self._hooks: list[tuple[Any, Any]] = []
         by_layer: dict[int, list[int]] = defaultdict(list)
@@ -131,7 +136,9 @@ class WorkerProbes:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             # Fused blocks return (hidden, residual), whose sum is the stream; others the stream.
             hidden, residual = output if isinstance(output, tuple) else (output, None)
-            op(hidden, residual, weight_DK, bias_K, out_NP, column)
+            # As an op, it is opaque to the compiler; a plain call is cheaper.
+            probe = op if torch.compiler.is_compiling() else _probe
+            probe(hidden, residual, weight_DK, bias_K, out_NP, column)
 
         self._hooks.append((block, hook))
 
@@ -157,10 +164,12 @@ class WorkerProbes:
             earlier_NP: what the stage before handed on, own columns blank.
         """
         self._num_rows = num_rows
-        if earlier_NP is None:
-            self._logit_NP[:num_rows].fill_(float("nan"))
-        else:
+        if earlier_NP is not None:
             self._logit_NP[:num_rows].copy_(earlier_NP[:num_rows])
+        elif self._host_NP is not None:
+            self._host_NP[:num_rows] = np.nan
+        else:
+            self._logit_NP[:num_rows].fill_(float("nan"))
 
     def hand_on(self) -> torch.Tensor:
         """The step's rows for the next pipeline stage, float32 (N, P), columns by layer."""
@@ -168,7 +177,8 @@ class WorkerProbes:
 
     def take_rows(self) -> PendingRows:
         """The step's rows, on their way to the host."""
-        return PendingRows(self._logit_NP[: self._num_rows], self._order_P)
+        buffer_NP = self._logit_NP if self._host_NP is None else self._host_NP
+        return PendingRows(buffer_NP[: self._num_rows], self._order_P)
 
 
 def _is_on_another_stage(block: Any) -> bool:

@@ -70,9 +70,8 @@ class SchedulerGuard:
     ) -> list[RequestStream]:
         """Takes the step's rows in, before vLLM updates its requests; the streams that ran."""
         logit_NP = self._rows(scheduler_output, runner_output)
-        may_trip_N = self.policy.may_trip(logit_NP)
-        # Nearly always False: then no request's part has to be looked at.
-        one_may_trip = bool(may_trip_N.any())
+        # Nearly always harmless: then no request's part has to be looked at.
+        may_trip_N = None if self.policy.is_harmless(logit_NP) else self.policy.may_trip(logit_NP)
         # Where a running request stands is known; only these have moved.
         starts = {r.req_id: r.num_computed_tokens for r in scheduler_output.scheduled_new_reqs}
         cached = scheduler_output.scheduled_cached_reqs
@@ -101,7 +100,7 @@ class SchedulerGuard:
             if (start := starts.get(req_id)) is not None:
                 stream.restart(start, block_scores)
             rows_TP = logit_NP[begin : begin + num_tokens]
-            may_trip = one_may_trip and bool(may_trip_N[begin : begin + num_tokens].any())
+            may_trip = may_trip_N is not None and bool(may_trip_N[begin : begin + num_tokens].any())
             if self._dynamic_adapter and not _runs_breaker_adapter(request):
                 rows_TP, may_trip = np.full_like(rows_TP, np.nan), True
             stream.write(rows_TP, may_trip)

@@ -131,4 +131,4 @@ class RequestStream:
         num_skipped = max(0, self._policy.num_skipped - start)
         if num_skipped and not np.isfinite(logit_TP[:num_skipped]).all():
             return True
-        return bool(self._policy.may_trip(logit_TP[num_skipped:]).any())
+        return not self._policy.is_harmless(logit_TP[num_skipped:])

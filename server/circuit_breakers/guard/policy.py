@@ -5,6 +5,7 @@ Shapes: N tokens of any streams, K probes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,9 @@ DEFAULT_POLICY_NAME = "default"
 _MARGIN = 1e-6
 """How far below a threshold, relative to it, rounding could lift a mean of logits: 10 times more
 than float32 can."""
+
+_NUM_COMPARED_ONE_BY_ONE = 128
+"""Logits up to which a loop beats numpy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,11 @@ class Policy:
         ceiling_K = threshold_K - _MARGIN * np.maximum(np.abs(threshold_K), 1.0)
         return ceiling_K.astype(np.float32)
 
+    @cached_property
+    def _ceilings(self) -> list[float]:
+        ceilings: list[float] = self._ceiling_K.tolist()
+        return ceilings
+
     def may_trip(self, logit_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Which tokens could make their stream trip, bool (N,).
 
@@ -59,3 +68,15 @@ class Policy:
         """
         safe_NK = (logit_NK < self._ceiling_K) & (logit_NK > -np.inf)
         return np.logical_not(safe_NK.all(axis=1))
+
+    def is_harmless(self, logit_NK: npt.NDArray[np.float32]) -> bool:
+        """Whether no token may make its stream trip; cheaper than `may_trip` in a decode step."""
+        if logit_NK.size > _NUM_COMPARED_ONE_BY_ONE:
+            return not self.may_trip(logit_NK).any()
+        # A model's forward pass leaves the caches cold: there, numpy's machinery costs the most.
+        ceilings = self._ceilings
+        return all(
+            -math.inf < logit < ceiling
+            for logit_K in logit_NK.tolist()
+            for logit, ceiling in zip(logit_K, ceilings, strict=True)
+        )

@@ -143,12 +143,14 @@ def switched(
     return run
 
 
-def breaker_with_probes(out: Path, breaker: Breaker, num_probes: int) -> Breaker:
+def breaker_with_probes(
+    out: Path, breaker: Breaker, num_probes: int, num_layers: int = _MAX_PROBES
+) -> Breaker:
     """A breaker in directory `out` with the adapter of `breaker` and `num_probes` probes.
 
-    The first ones are the breaker's own. The others are random, of the norm of the first, each on a
-    layer of its own where there are enough: the dearest way to have as many. Their thresholds are
-    out of reach.
+    The first ones are the breaker's own. The others are random, of the norm of the first, and take
+    `num_layers` layers in turn, the first one's among them. Each layer costs a call of the op, so
+    the dearest way is a layer for each probe. Their thresholds are out of reach.
     """
     assert 1 <= num_probes <= _MAX_PROBES, "the manifest allows no other number"
     manifest = breaker.manifest
@@ -156,15 +158,18 @@ def breaker_with_probes(out: Path, breaker: Breaker, num_probes: int) -> Breaker
     weights = {p.name: breaker.weights[p.name] for p in own}
     norm = float(np.linalg.norm(weights[own[0].name].weight_D))
     rng = np.random.default_rng(0)
-    num_layers = manifest.base_model.num_layers
+    # The last block has no raw stream to read.
+    num_readable = manifest.base_model.num_layers - 1
+    layers = [own[0].layer]
+    layers += [layer for i in range(num_readable) if (layer := i * 5 % num_readable) != layers[0]]
+    layers = list(dict.fromkeys(layers))[:num_layers]
     synthetic = []
     for i in range(num_probes - len(own)):
         direction_D = rng.normal(0, 1, manifest.base_model.hidden_size)
         weight_D = direction_D * (norm / math.sqrt(float(direction_D @ direction_D)))
         update = {
             "name": f"synthetic{i}",
-            # The last block has no raw stream to read.
-            "layer": (i * 5 + 1) % (num_layers - 1),
+            "layer": layers[(i + len(own)) % len(layers)],
             "threshold_logit": _OUT_OF_REACH_LOGIT,
         }
         synthetic.append(own[0].model_copy(update=update))

@@ -46,6 +46,8 @@ class BenchSettings(BaseModel):
     num_pairs: Annotated[int, Field(ge=1)] = 8
     num_probes: Annotated[int, Field(ge=2, le=16)] = 16
     """Probes of the arm that is compared with one probe."""
+    num_probe_layers: Annotated[int, Field(ge=1, le=16)] = 4
+    """Layers that they share."""
     compiled: bool = False
     startup_pairs: Annotated[int, Field(ge=0)] = 0
     """Starts of each kind; 0 leaves them out."""

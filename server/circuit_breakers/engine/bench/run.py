@@ -114,7 +114,10 @@ class _Bench:
         num_rows += bool(counts) and not settings.compiled
         num_configs = len(settings.workloads) * len(settings.batches)
         self.progress.expect(num_rows * num_configs * settings.num_pairs + settings.startup_pairs)
-        breakers = [breaker_with_probes(self.scratch / f"p{n}", self.breaker, n) for n in counts]
+        layers = settings.num_probe_layers
+        breakers = [
+            breaker_with_probes(self.scratch / f"p{n}", self.breaker, n, layers) for n in counts
+        ]
         if settings.compiled:
             # A compiled graph keeps its probes: one engine for each number of them.
             if states or cross:
