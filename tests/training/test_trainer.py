@@ -20,17 +20,14 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit_breakers.errors import ConfigError, DataError, ModelError
+from circuit_breakers_training.batch_losses import batch_losses
 from circuit_breakers_training.batches import pad_rows, plan_steps
 from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, Recipe
 from circuit_breakers_training.data.jsonl import Conversation, write_conversations
 from circuit_breakers_training.render import Rendered, render
 from circuit_breakers_training.run_log import read_metrics
 from circuit_breakers_training.streams import Streams
-from circuit_breakers_training.trainer import (
-    TrainingRows,
-    batch_losses,
-    train_adapter,
-)
+from circuit_breakers_training.trainer import TrainingRows, train_adapter
 
 Conversations = dict[str, list[Conversation]]
 
@@ -396,9 +393,17 @@ def test_no_conversation_of_a_kind_is_refused(
 
 
 def test_module_that_the_model_lacks_is_refused(tiny_gpt2: Path) -> None:
-    recipe = LLAMA.model_copy(update={"model": "tiny-gpt2"})
+    lora = LLAMA.lora.model_copy(update={"target_modules": ("q_proj",)})
+    recipe = LLAMA.model_copy(update={"model": "tiny-gpt2", "lora": lora})
     with pytest.raises(ConfigError, match=r"expected some of .*c_attn"):
         Streams(recipe, tiny_gpt2, torch.device("cpu"))
+
+
+def test_all_linear_finds_the_modules_of_every_block(tiny_gpt2: Path) -> None:
+    recipe = LLAMA.model_copy(update={"model": "tiny-gpt2"})
+    streams = Streams(recipe, tiny_gpt2, torch.device("cpu"))
+    modules = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in streams.parameters}
+    assert modules == {"c_attn", "c_proj", "c_fc"}
 
 
 def test_directory_without_a_model_is_refused(tmp_path: Path) -> None:

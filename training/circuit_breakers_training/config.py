@@ -53,16 +53,11 @@ class LoraRecipe(_Frozen):
     """The adapter's output is scaled by alpha / rank."""
     dropout: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.0
     """0 makes a step on a CPU about a third faster than the published 0.05."""
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = (
+        "all-linear"
     )
-    """Names of the linear modules that get an adapter, as PEFT matches them."""
+    """Names of the linear modules that get an adapter, as PEFT matches them; "all-linear": every
+    linear module of a block, found by type (GPT-2's Conv1D included)."""
     b_init_std: Positive = 0.005
     """Standard deviation of the B matrices at the start. Zero, LoRA's usual start, is refused: the
     adapted and the base stream would be equal, where the gradient of their cosine vanishes."""
@@ -125,6 +120,9 @@ class DataRecipe(_Frozen):
     seed: Annotated[int, Field(ge=0)] = 0
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Length limit of a generated completion, in tokens."""
+    blank_prompt_share: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
+    """Share of the harmful training conversations whose user turn is blanked when the adapter is
+    trained, so that it reroutes the response whatever was asked; 0.5 in the paper's Llama-3 run."""
 
 
 class Recipe(_Frozen):
@@ -153,6 +151,18 @@ class Recipe(_Frozen):
     """Gradients are scaled down to this global L2 norm."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: base weights and matrix products in bfloat16, adapter weights and losses in float32."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Conversations of each kind that one process runs at once; gradients of a step's parts are
+    added up, and the losses are those of the whole batch. None runs a process's share at once."""
+    gradient_checkpointing: bool = False
+    """Keep block inputs only and run each block again in the backward pass: less memory, a third
+    more time."""
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: base weights in 4 bits by bitsandbytes, on a GPU only."""
+    compile: bool = False
+    """torch.compile the blocks."""
+    chat_template: Literal["model", "plain"] = "model"
+    """model: the tokenizer's own; plain: for base models without one, turns one below the other."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 25
     """Steps between two checkpoints; a killed run loses at most this many."""
 

@@ -142,20 +142,18 @@ def _load(model_dir: Path, recipe: Recipe) -> Any:
 
 
 def _with_adapter(model: Any, recipe: Recipe, layers: Sequence[int]) -> Any:
-    names = recipe.lora.target_modules
-    matched = [m for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in names]
-    found = {n.rsplit(".", 1)[-1] for n, _ in model.named_modules()}
-    if missing := sorted(set(names) - found):
-        linear = sorted(
-            {
-                n.rsplit(".", 1)[-1]
-                for n, m in model.named_modules()
-                if isinstance(m, nn.Linear | Conv1D)
-            }
-        )
+    linear = {
+        n.rsplit(".", 1)[-1]: m
+        for n, m in decoder_blocks(model).named_modules()
+        if isinstance(m, nn.Linear | Conv1D)
+    }
+    names: Sequence[str] = sorted(linear)
+    if recipe.lora.target_modules != "all-linear":
+        names = recipe.lora.target_modules
+    if missing := sorted(set(names) - set(linear)):
         raise ConfigError(
             f"lora.target_modules names {missing}, which {type(model).__name__} does not have; "
-            f"expected some of {linear}; correct the recipe"
+            f"expected some of {sorted(linear)}; correct the recipe"
         )
     config = LoraConfig(
         r=recipe.lora.rank,
@@ -165,7 +163,7 @@ def _with_adapter(model: Any, recipe: Recipe, layers: Sequence[int]) -> Any:
         layers_to_transform=list(layers),
         bias="none",
         task_type="CAUSAL_LM",
-        fan_in_fan_out=any(isinstance(m, Conv1D) for m in matched),
+        fan_in_fan_out=any(isinstance(linear[name], Conv1D) for name in names),
     )
     peft_model = get_peft_model(model, config)
     for name, parameter in peft_model.named_parameters():

@@ -17,15 +17,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers import AutoTokenizer
 
 from circuit_breakers.errors import ConfigError, DataError
-from circuit_breakers_training.batches import pad_rows, plan_steps
+from circuit_breakers_training.batch_losses import batch_losses
+from circuit_breakers_training.batches import plan_steps
 from circuit_breakers_training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
@@ -34,18 +34,12 @@ from circuit_breakers_training.checkpoint import (
 from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.heldout import HeldoutCosine, heldout_cosine
-from circuit_breakers_training.objective import (
-    coefficients,
-    mean_cosine,
-    reroute_loss,
-    retain_absolute,
-    retain_relative,
-)
+from circuit_breakers_training.objective import coefficients
 from circuit_breakers_training.render import Rendered, RenderedSet, render_all
 from circuit_breakers_training.run_log import RunLog, peak_rss_mib, read_metrics
-from circuit_breakers_training.streams import Streams, StreamStates
+from circuit_breakers_training.streams import Streams
 
-__all__ = ["AdapterResult", "BatchLosses", "TrainingRows", "batch_losses", "train_adapter"]
+__all__ = ["AdapterResult", "TrainingRows", "train_adapter"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,21 +82,6 @@ class AdapterResult:
     """The same for held-out harmful responses."""
     benign_cosine_by_source: Mapping[str, float]
     harmful_cosine_by_source: Mapping[str, float]
-
-
-class BatchLosses(NamedTuple):
-    """float32 scalars; only `loss` is differentiated."""
-
-    loss: Tensor
-    """Scheduled and weighted sum of the next two."""
-    retain_loss: Tensor
-    reroute_loss: Tensor
-    retain_cosine: Tensor
-    """Mean cosine at the targets over the counted tokens of the benign rows."""
-    reroute_cosine: Tensor
-    """The same for the harmful rows."""
-    padded_tokens: int
-    """Size of the batch, padding included."""
 
 
 def train_adapter(
@@ -219,46 +198,6 @@ def _run_steps(
                 )
 
 
-def batch_losses(
-    recipe: Recipe,
-    streams: Streams,
-    retain: Sequence[Rendered],
-    harmful: Sequence[Rendered],
-    step: int,
-) -> BatchLosses:
-    """Losses of one batch of both kinds, run together, as they are weighted at `step`."""
-    objective = recipe.objective
-    padded = pad_rows(
-        [*retain, *harmful],
-        [objective.retain_tokens] * len(retain) + [objective.reroute_tokens] * len(harmful),
-    )
-    mask_BT = padded.mask_BT.to(streams.device)
-    states = streams.forward(padded.ids_BT)
-    benign = slice(0, len(retain))
-    bad = slice(len(retain), None)
-    retained = _rows(states, benign)
-    at_targets = streams.at_targets(states)
-    if objective.retain == "absolute":
-        retain_loss = retain_absolute(*retained, mask_BT[benign])
-    else:
-        retain_loss = retain_relative(
-            *retained, mask_BT[benign], smoothing=objective.retain_smoothing
-        )
-    reroute = reroute_loss(*_rows(at_targets, bad), mask_BT[bad])
-    scale = coefficients(step, recipe.steps, objective.alpha)
-    with torch.no_grad():
-        retain_cosine = mean_cosine(*_rows(at_targets, benign), mask_BT[benign])
-        reroute_cosine = mean_cosine(*_rows(at_targets, bad), mask_BT[bad])
-    return BatchLosses(
-        loss=scale.retain * objective.retain_weight * retain_loss + scale.reroute * reroute,
-        retain_loss=retain_loss,
-        reroute_loss=reroute,
-        retain_cosine=retain_cosine,
-        reroute_cosine=reroute_cosine,
-        padded_tokens=padded.ids_BT.numel(),
-    )
-
-
 def _step(
     recipe: Recipe,
     streams: Streams,
@@ -303,10 +242,6 @@ def _step(
         "seconds": time.perf_counter() - started,
         "peak_rss_mib": peak_rss_mib(),
     }
-
-
-def _rows(states: StreamStates, rows: slice) -> StreamStates:
-    return StreamStates([x[rows] for x in states.adapted], [x[rows] for x in states.base])
 
 
 def _decay(recipe: Recipe, step: int) -> float:

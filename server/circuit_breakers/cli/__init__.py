@@ -1,0 +1,18 @@
+"""The `circuit-breakers` command. Exit codes: 0 ok, 1 failed check, 2 wrong usage.
+
+A module a group of subcommands. Heavy imports stay inside the subcommands, so that --help answers
+at once.
+"""
+
+from circuit_breakers.cli.apps import app
+from circuit_breakers.cli.benchmarks import bench_serve
+from circuit_breakers.cli.datasets import data_build
+from circuit_breakers.cli.serving import serve, verify, version
+from circuit_breakers.cli.training import train
+
+__all__ = ["app", "bench_serve", "data_build", "main", "serve", "train", "verify", "version"]
+
+
+def main() -> None:
+    """Entry point; ends the process."""
+    app()

@@ -1,0 +1,7 @@
+"""`python -m circuit_breakers.cli`."""
+
+from circuit_breakers.cli import main
+
+__all__: list[str] = []
+
+main()

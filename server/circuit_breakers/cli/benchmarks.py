@@ -1,0 +1,101 @@
+"""`bench`: what the guard and its training cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuit_breakers.cli.apps import bench_app, import_extra, reported_errors
+from circuit_breakers.errors import ConfigError
+
+__all__ = ["bench_serve"]
+
+
+@bench_app.command(
+    "serve",
+    epilog="Example: `circuit-breakers bench serve --batch 1 --batch 32 --arm all --json out.json`",
+)
+def bench_serve(
+    model: Annotated[
+        str, typer.Option(help="Built-in name, directory or hub id.")
+    ] = "smollm2-135m-instruct",
+    breaker: Annotated[
+        Path | None, typer.Option(help="Breaker directory. [the one that ships for the model]")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="observe, enforce, probes, dynamic, hidden-states, guard-model, or all; may be "
+            "repeated. [observe and enforce]"
+        ),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Requests at once; may be repeated. [1 and 32]")
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="decode (32:256), prompt (512:16), or PROMPT:OUTPUT in tokens; may be repeated. "
+            "[decode and prompt]"
+        ),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Pairs of neighbouring blocks of each comparison.")
+    ] = 8,
+    num_probes: Annotated[
+        int, typer.Option(min=2, max=16, help="What --arm probes compares with one probe.")
+    ] = 16,
+    probe_layers: Annotated[
+        int, typer.Option(min=1, max=16, help="Layers that those probes share.")
+    ] = 4,
+    compiled: Annotated[
+        bool, typer.Option("--compiled/--eager", help="With torch.compile, or without.")
+    ] = False,
+    startup: Annotated[
+        bool, typer.Option("--startup", help="Start-up time too: three starts of each kind.")
+    ] = False,
+    kv_cache_gib: Annotated[
+        int, typer.Option(min=1, help="KV cache of each engine, in GiB; two may be alive at once.")
+    ] = 2,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all raw pairs and the machine.")
+    ] = None,
+) -> None:
+    """Measure the guard against plain vLLM, switched on and off in one engine."""
+    with reported_errors(exit_code=2):
+        if json_file is not None and not json_file.resolve().parent.is_dir():
+            raise ConfigError(f"got --json {json_file}, expected a file in an existing directory")
+    with reported_errors():
+        from circuit_breakers.settings import load_settings
+
+        settings = load_settings(model=model, breaker=breaker)
+        bench = import_extra("circuit_breakers.engine.bench", extra="serve")
+        parts = import_extra("circuit_breakers.api.lifecycle", extra="serve").load_parts(settings)
+    with reported_errors(exit_code=2):
+        unknown = sorted(set(arm or ()) - {*bench.ARMS, "all"})
+        if unknown:
+            raise ConfigError(f"got --arm {unknown[0]!r}, expected {', '.join(bench.ARMS)} or all")
+        options = {
+            "arms": bench.ARMS if arm and "all" in arm else tuple(dict.fromkeys(arm or ())),
+            "batches": tuple(dict.fromkeys(batch or ())),
+            "workloads": tuple(bench.parse_workload(text) for text in workload or ()),
+        }
+        wanted = bench.BenchSettings(
+            num_pairs=pairs,
+            num_probes=num_probes,
+            num_probe_layers=probe_layers,
+            compiled=compiled,
+            startup_pairs=3 if startup else 0,
+            kv_cache_gib=kv_cache_gib,
+            **{name: values for name, values in options.items() if values},
+        )
+    with reported_errors():
+        from rich.console import Console
+
+        report = bench.bench_serving(*parts, wanted, Console(stderr=True))
+    bench.print_report(report)
+    if json_file is not None:
+        json_file.write_text(bench.report_json(report), "utf-8")
+        typer.echo(f"ok: {json_file}")
