@@ -1,7 +1,4 @@
-"""Scores of prefix-cached tokens: what the KV cache remembers of a prompt, the guard must too.
-
-Shapes: T tokens of one block, P probes.
-"""
+"""Scores of prefix-cached tokens: what the KV cache remembers of a prompt, the guard must too."""
 
 from __future__ import annotations
 
@@ -10,18 +7,13 @@ from collections import OrderedDict
 from functools import wraps
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 __all__ = ["BlockScores", "gate_prefix_cache"]
 
 logger = logging.getLogger("vllm.circuit_breakers")
 
-FloatArray = npt.NDArray[np.float32]
-
 
 class BlockScores:
-    """Logits of full KV blocks, under the same hashes as vLLM's prefix cache.
+    """Logits of full KV blocks, as raw rows, under the same hashes as vLLM's prefix cache.
 
     A hash covers all tokens up to the block's end, so its logits are those of every request that
     hits it. Holds more blocks than the KV cache can; what is evicted all the same is recomputed
@@ -31,13 +23,13 @@ class BlockScores:
     def __init__(self, block_size: int, capacity: int) -> None:
         self.block_size = block_size
         self._capacity = capacity
-        self._logit_TP: OrderedDict[Any, FloatArray] = OrderedDict()
+        self._rows: OrderedDict[Any, bytes] = OrderedDict()
 
-    def put(self, block_hash: Any, logit_TP: FloatArray) -> None:
-        self._logit_TP[block_hash] = logit_TP.copy()
-        self._logit_TP.move_to_end(block_hash)
-        while len(self._logit_TP) > self._capacity:
-            self._logit_TP.popitem(last=False)
+    def put(self, block_hash: Any, rows: bytes) -> None:
+        self._rows[block_hash] = rows
+        self._rows.move_to_end(block_hash)
+        while len(self._rows) > self._capacity:
+            self._rows.popitem(last=False)
 
     def knows(self, block_hashes: Any, num_tokens: int) -> bool:
         """Whether every block of the first `num_tokens` tokens has its scores."""
@@ -47,17 +39,17 @@ class BlockScores:
         # get() marks them as used, so that no block published before they are read evicts them.
         return all(self.get(block_hashes[i]) is not None for i in range(num_blocks))
 
-    def get(self, block_hash: Any) -> FloatArray | None:
-        logit_TP = self._logit_TP.get(block_hash)
-        if logit_TP is not None:
-            self._logit_TP.move_to_end(block_hash)
-        return logit_TP
+    def get(self, block_hash: Any) -> bytes | None:
+        rows = self._rows.get(block_hash)
+        if rows is not None:
+            self._rows.move_to_end(block_hash)
+        return rows
 
     def clear(self) -> None:
-        self._logit_TP.clear()
+        self._rows.clear()
 
     def __len__(self) -> int:
-        return len(self._logit_TP)
+        return len(self._rows)
 
 
 def gate_prefix_cache(manager: Any, block_scores: BlockScores) -> None:

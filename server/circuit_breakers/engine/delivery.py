@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from circuit_breakers.engine.score_rows import ScoreRows
 from circuit_breakers.guard.decision import Trip
 
 __all__ = ["STOP_REASON", "TokenScores", "attach_scores", "install"]
@@ -28,19 +29,23 @@ _STATE_ATTRIBUTE = "_circuit_breakers"
 class TokenScores:
     """Logits of one stream as delivered so far, in position order."""
 
-    __slots__ = ("_logit_TP", "num_tokens", "trip")
+    __slots__ = ("_rows", "num_tokens", "trip")
 
     def __init__(self) -> None:
-        self._logit_TP: FloatArray | None = None
+        self._rows: ScoreRows | None = None
         self.num_tokens = 0
         self.trip: Trip | None = None
         """The engine's verdict; None while it has not stopped the request."""
 
     @property
     def logit_TP(self) -> FloatArray:
-        """float32 (T, P): T positions of prompt + completion, P probes. A view."""
-        assert self._logit_TP is not None, "made by the first delivery"
-        return self._logit_TP[: self.num_tokens]
+        """float32 (T, P): T positions of prompt + completion, P probes. A copy."""
+        return self.since(0)
+
+    def since(self, start: int) -> FloatArray:
+        """Rows of the positions from `start` on, as a copy."""
+        assert self._rows is not None, "made by the first delivery"
+        return self._rows.array(start, self.num_tokens)
 
     def extend(self, start: int, num_probes: int, raw: bytes, trip: list[Any] | None) -> None:
         """Takes one delivery in.
@@ -48,31 +53,20 @@ class TokenScores:
         Raises:
             RuntimeError: it does not follow the last one; positions would be unscored.
         """
-        rows_TP = np.frombuffer(raw, np.float32).reshape(-1, num_probes)
         if start != self.num_tokens:
             raise RuntimeError(f"scores start at token {start}, expected {self.num_tokens}")
-        end = start + len(rows_TP)
-        if self._logit_TP is None:
-            self._logit_TP = np.empty((max(64, 2 * end), num_probes), np.float32)
-        elif end > len(self._logit_TP):
-            grown = np.empty((2 * end, num_probes), np.float32)
-            grown[:start] = self._logit_TP[:start]
-            self._logit_TP = grown
-        self._logit_TP[start:end] = rows_TP
-        self.num_tokens = end
+        if self._rows is None:
+            self._rows = ScoreRows(num_probes)
+        self._rows.write(start, raw)
+        self.num_tokens = len(self._rows)
         if trip is not None:
             self.trip = Trip(*trip)
 
 
-def attach_scores(output: Any, start: int, logit_TP: FloatArray, trip: Trip | None) -> None:
-    """Puts the logits of positions [start, start + T) on an EngineCoreOutput."""
+def attach_scores(output: Any, start: int, num_probes: int, raw: bytes, trip: Trip | None) -> None:
+    """Puts the raw logits of the positions from `start` on on an EngineCoreOutput."""
     output.kv_transfer_params = {
-        _WIRE_KEY: [
-            start,
-            logit_TP.shape[1],
-            np.ascontiguousarray(logit_TP).tobytes(),
-            None if trip is None else list(trip),
-        ]
+        _WIRE_KEY: [start, num_probes, raw, None if trip is None else list(trip)]
     }
 
 

@@ -256,7 +256,7 @@ class GuardedEngine:
         scores: TokenScores | None = completion.guard
         breaker = stream.breaker
         if scores is not None:
-            breaker.update(scores.logit_TP[breaker.num_seen :])
+            breaker.update(scores.since(breaker.num_seen))
             stream.stopped = scores.trip is not None
         stream.finish_reason = completion.finish_reason
         num_tokens = len(completion.token_ids)

@@ -29,6 +29,7 @@ from circuit_breakers.engine.block_scores import BlockScores, gate_prefix_cache
 from circuit_breakers.engine.compat import check_engine_config, check_scheduler
 from circuit_breakers.engine.config import ADAPTER_NAME, EngineGuardConfig
 from circuit_breakers.engine.delivery import STOP_REASON, attach_scores
+from circuit_breakers.engine.score_rows import nan_rows
 from circuit_breakers.engine.stream import RequestStream
 from circuit_breakers.engine.worker import SCORES_ATTRIBUTE
 from circuit_breakers.guard.decision import Trip
@@ -78,6 +79,7 @@ class SchedulerGuard:
         if cached.resumed_req_ids:
             pairs = zip(cached.req_ids, cached.num_computed_tokens, strict=True)
             starts.update((i, start) for i, start in pairs if i in cached.resumed_req_ids)
+        raw, row_bytes = logit_NP.tobytes(), logit_NP.shape[1] * logit_NP.itemsize
         block_scores = self.block_scores
         scheduled_drafts = scheduler_output.scheduled_spec_decode_tokens
         streams: list[RequestStream] = []
@@ -99,11 +101,11 @@ class SchedulerGuard:
                 stream = self._streams[req_id] = RequestStream(self.policy, request)
             if (start := starts.get(req_id)) is not None:
                 stream.restart(start, block_scores)
-            rows_TP = logit_NP[begin : begin + num_tokens]
+            rows = raw[begin * row_bytes : (begin + num_tokens) * row_bytes]
             may_trip = may_trip_N is not None and bool(may_trip_N[begin : begin + num_tokens].any())
             if self._dynamic_adapter and not _runs_breaker_adapter(request):
-                rows_TP, may_trip = np.full_like(rows_TP, np.nan), True
-            stream.write(rows_TP, may_trip)
+                rows, may_trip = nan_rows(num_tokens, logit_NP.shape[1]), True
+            stream.write(rows, may_trip)
             stream.publish(block_scores)
             streams.append(stream)
         return streams
@@ -228,7 +230,7 @@ def _keep_tokens(output: Any, num_tokens: int) -> None:
 def _send(stream: RequestStream, output: Any, end: int, trip: Trip | None = None) -> Any:
     """Attaches the scores of the positions before `end` that have not been sent."""
     end = max(end, stream.num_sent)
-    attach_scores(output, stream.num_sent, stream.unsent(end), trip)
+    attach_scores(output, stream.num_sent, stream.num_probes, stream.unsent(end), trip)
     stream.num_sent = end
     return output
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from circuit_breakers.engine.block_scores import BlockScores
+from circuit_breakers.engine.score_rows import ScoreRows, nan_rows
 from circuit_breakers.guard.breaker import StreamBreaker
 from circuit_breakers.guard.decision import Trip
 from circuit_breakers.guard.policy import Policy
 
 __all__ = ["RequestStream"]
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class RequestStream:
@@ -25,9 +23,9 @@ class RequestStream:
 
     __slots__ = (
         "_breaker",
-        "_logit_TP",
         "_num_published",
         "_policy",
+        "_rows",
         "_suspect",
         "held",
         "held_end",
@@ -41,9 +39,7 @@ class RequestStream:
         self.request = request
         self._policy = policy
         self._breaker = StreamBreaker(policy, request.num_prompt_tokens)
-        self._logit_TP = np.full(
-            (request.num_prompt_tokens + 64, len(policy.probes)), np.nan, np.float32
-        )
+        self._rows = ScoreRows(len(policy.probes))
         self._num_published = 0
         """Leading full blocks already in the block store."""
         self._suspect = False
@@ -59,32 +55,41 @@ class RequestStream:
         self.held_end = 0
         """Positions that must be judged before `held` may leave."""
 
+    @property
+    def num_probes(self) -> int:
+        return self._rows.num_probes
+
     def restart(self, start: int, block_scores: BlockScores) -> None:
         """The request runs from position `start`: new, after a cache hit, or after a preemption.
 
         Takes the logits of the positions before out of the store, where `gate_prefix_cache` saw
         them; unknown ones stay NaN, and trip.
         """
-        self._reserve(start)
+        rows = self._rows
+        if self.num_judged < start:
+            rows.write(self.num_judged, nan_rows(start - self.num_judged, rows.num_probes))
         size = block_scores.block_size
         hashes = self.request.block_hashes
         for begin in range(self.num_judged // size * size, start, size):
-            logit_TP = block_scores.get(hashes[begin // size])
-            if logit_TP is not None:
+            block = block_scores.get(hashes[begin // size])
+            if block is not None:
+                # Judged positions keep theirs.
                 first, end = max(begin, self.num_judged), min(begin + size, start)
-                self._logit_TP[first:end] = logit_TP[first - begin : end - begin]
+                part = slice((first - begin) * rows.row_bytes, (end - begin) * rows.row_bytes)
+                rows.write(first, block[part])
         self._num_published = start // size
         self.num_rows = start
         if self.num_judged < start:
             self._suspect = self._suspect or self._may_trip(self.num_judged, start)
 
-    def write(self, logit_TP: FloatArray, may_trip: bool) -> None:
-        """Takes in the logits of the next positions. Judged positions keep theirs."""
-        start, end = self.num_rows, self.num_rows + len(logit_TP)
-        self._reserve(end)
+    def write(self, raw: bytes, may_trip: bool) -> None:
+        """Takes in the raw logits of the next positions. Judged positions keep theirs."""
+        rows = self._rows
+        start = self.num_rows
+        end = start + len(raw) // rows.row_bytes
         first = max(start, self.num_judged)
         if first < end:
-            self._logit_TP[first:end] = logit_TP[first - start :]
+            rows.write(first, raw[(first - start) * rows.row_bytes :] if first > start else raw)
             self._suspect = self._suspect or (may_trip and self._may_trip(first, end))
         self.num_rows = end
 
@@ -99,9 +104,8 @@ class RequestStream:
             hashes = self.request.block_hashes
             if self._num_published >= len(hashes):
                 break
-            logit_TP = self._logit_TP[end - size : end]
-            if np.isfinite(logit_TP).all():
-                block_scores.put(hashes[self._num_published], logit_TP)
+            if np.isfinite(self._rows.array(end - size, end)).all():
+                block_scores.put(hashes[self._num_published], self._rows.raw(end - size, end))
             self._num_published += 1
 
     def judge(self) -> Trip | None:
@@ -113,21 +117,14 @@ class RequestStream:
         if not self._suspect:
             return None
         self._suspect = False
-        return self._breaker.update(self._logit_TP[self._breaker.num_seen : self.num_judged])
+        return self._breaker.update(self._rows.array(self._breaker.num_seen, self.num_judged))
 
-    def unsent(self, end: int) -> FloatArray:
-        """Logits (T, P) of the positions from `num_sent` up to `end`."""
-        return self._logit_TP[self.num_sent : end]
-
-    def _reserve(self, num_tokens: int) -> None:
-        if num_tokens > len(self._logit_TP):
-            length = max(num_tokens, 2 * len(self._logit_TP))
-            grown = np.full((length, self._logit_TP.shape[1]), np.nan, np.float32)
-            grown[: len(self._logit_TP)] = self._logit_TP
-            self._logit_TP = grown
+    def unsent(self, end: int) -> bytes:
+        """Raw logits of the positions from `num_sent` up to `end`."""
+        return self._rows.raw(self.num_sent, end)
 
     def _may_trip(self, start: int, end: int) -> bool:
-        logit_TP = self._logit_TP[start:end]
+        logit_TP = self._rows.array(start, end)
         num_skipped = max(0, self._policy.num_skipped - start)
         if num_skipped and not np.isfinite(logit_TP[:num_skipped]).all():
             return True

@@ -1,9 +1,10 @@
-"""A CPU worker of one pipeline stage that makes the buffers which vLLM makes in a dry run only, and
+"""A CPU worker of one rank that makes the buffers which vLLM makes in a dry run only, and
 skips on a CPU without compilation. Imported by its name in the worker's process.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -19,3 +20,6 @@ class StageWorker(CPUWorker):
                 dtype=runner.model_config.dtype,
                 device=runner.device,
             )
+
+    def pid(self) -> int:
+        return os.getpid()

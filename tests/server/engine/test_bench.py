@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 from circuit_breakers.engine.bench.arms import (
@@ -32,6 +31,7 @@ from circuit_breakers.engine.bench.ratios import (
 from circuit_breakers.engine.bench.report import report_json
 from circuit_breakers.engine.bench.run import BenchReport
 from circuit_breakers.engine.block_scores import BlockScores
+from circuit_breakers.engine.score_rows import nan_rows
 from circuit_breakers.errors import ConfigError, NotReadyError
 
 from . import tiny
@@ -144,7 +144,7 @@ def test_workloads_are_names_or_lengths() -> None:
 def test_store_bytes_grow_with_what_is_held() -> None:
     store = BlockScores(block_size=4, capacity=8)
     empty = store_bytes(store)
-    store.put(b"x" * 32, np.zeros((4, 2), np.float32))
+    store.put(b"x" * 32, nan_rows(4, 2))
     # 4 tokens x 2 probes x 4 bytes, the hash, and the headers of both objects.
     assert store_bytes(store) - empty >= 4 * 2 * 4 + 32
 
@@ -195,8 +195,8 @@ def test_guarded_arms_score_every_token(live: Live, state: GuardState, num_probe
     counted = footprint(live.engine.scheduler, live.switch.guard, num_probes)
     # Prompts of 40 tokens fill one block of 32 each.
     assert counted.live_blocks == BATCH
-    rows_TP = next(iter(live.switch.guard.block_scores._logit_TP.values()))
-    assert rows_TP.shape == (32, num_probes)
+    rows = next(iter(live.switch.guard.block_scores._rows.values()))
+    assert len(rows) == 32 * num_probes * 4
     assert 0 < counted.live_bytes < counted.full_bytes
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,41 @@ async def _generate(arguments: dict[str, Any], breaker: Breaker) -> tuple[list[A
         return list(outputs), await launch._digests(engine)
     finally:
         engine.shutdown()
+
+
+def test_a_killed_rank_ends_every_request_without_a_token(
+    parts: tuple[ResolvedModel, Breaker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 of two dies in the middle of a generation: an error, and nothing after it."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    model, breaker = parts
+    llm = tiny.tiny_engine(
+        model, breaker, worker_cls="stage_worker.StageWorker", tensor_parallel_size=2
+    )
+    try:
+        pids = llm.collective_rpc("pid")
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=100,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        engine = llm.llm_engine
+        for i, prompt in enumerate(PROMPTS):
+            engine.add_request(str(i), {"prompt_token_ids": prompt}, sampling)
+        delivered = 0
+        while delivered < 20:
+            delivered += sum(len(o.outputs[0].token_ids) for o in engine.step())
+        os.kill(pids[1], signal.SIGKILL)
+        late = []
+        with pytest.raises(RuntimeError):
+            for _ in range(200):
+                late += [t for o in engine.step() for t in o.outputs[0].token_ids]
+        # A step that was under way may have ended well; no more than that.
+        assert len(late) <= len(PROMPTS)
+    finally:
+        llm.llm_engine.engine_core.shutdown()

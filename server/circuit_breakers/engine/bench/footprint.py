@@ -6,9 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from circuit_breakers.engine.block_scores import BlockScores
+from circuit_breakers.engine.score_rows import nan_rows
 
 __all__ = ["Footprint", "footprint", "store_bytes"]
 
@@ -39,12 +38,9 @@ class Footprint:
 
 def store_bytes(store: BlockScores) -> int:
     """Bytes of a store and of all that it alone holds, by sys.getsizeof."""
-    logit_TP = store._logit_TP
-    num_bytes = sys.getsizeof(store) + sys.getsizeof(vars(store)) + sys.getsizeof(logit_TP)
-    for block_hash, rows_TP in logit_TP.items():
-        num_bytes += sys.getsizeof(block_hash) + sys.getsizeof(rows_TP)
-        if not rows_TP.flags.owndata:
-            num_bytes += rows_TP.nbytes
+    num_bytes = sys.getsizeof(store) + sys.getsizeof(vars(store)) + sys.getsizeof(store._rows)
+    for block_hash, rows in store._rows.items():
+        num_bytes += sys.getsizeof(block_hash) + sys.getsizeof(rows)
     return num_bytes
 
 
@@ -53,8 +49,8 @@ def footprint(scheduler: Any, guard: Any, num_probes: int) -> Footprint:
     live: BlockScores = guard.block_scores
     full = BlockScores(live.block_size, live._capacity)
     for i in range(live._capacity):
-        rows_TP = np.zeros((live.block_size, num_probes), np.float32)
-        full.put(i.to_bytes(_HASH_BYTES, "big"), rows_TP)
+        # One object a block, as live ones are.
+        full.put(i.to_bytes(_HASH_BYTES, "big"), nan_rows(live.block_size, num_probes))
     return Footprint(
         num_probes=num_probes,
         block_tokens=live.block_size,
