@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from circuit_breakers.models import ResolvedModel
+from circuit_breakers.models import ResolvedModel, resolve_model
 
 from ..api.conftest import free_port, server_environment
 
@@ -58,12 +59,14 @@ def url(
     from ..api.breaker_for_words import write_word_breaker
 
     root = tmp_path_factory.mktemp("ray")
-    breaker = write_word_breaker(root / "words", smollm2).path
+    # Ray wants a directory or a hub id, and a breaker is for the model as it was named.
+    model = resolve_model(str(shutil.copytree(smollm2.path, root / "model")))
+    breaker = write_word_breaker(root / "words", model).path
     port = free_port()
     (root / "app.py").write_text(APP)
     with (root / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, str(root / "app.py"), str(smollm2.path), str(breaker), str(port)],
+            [sys.executable, str(root / "app.py"), str(model.path), str(breaker), str(port)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
