@@ -62,7 +62,7 @@ def topics() -> list[WrittenPrompt]:
 
 
 def follow_ups() -> list[WrittenPrompt]:
-    """Harmless second turns, some of them after a refused harmful first turn."""
+    """Harmless second and third turns: after a chat, a hard subject, or a refused harmful turn."""
     prompts = []
     for record in _records("follow_ups.jsonl"):
         messages = tuple(Message(m["role"], m["content"]) for m in record["messages"])
