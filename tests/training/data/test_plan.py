@@ -2,11 +2,13 @@ from collections import Counter
 
 from circuit_breakers_training.data.groups import content_words, word_jaccard
 from circuit_breakers_training.data.plan import (
+    BENIGN_FRACTIONS,
     plan_refusals,
     plan_rows,
     plan_sampled,
     plan_written,
 )
+from circuit_breakers_training.data.split import DEFAULT_FRACTIONS
 
 
 def test_no_group_is_in_two_splits() -> None:
@@ -33,13 +35,32 @@ def test_no_near_duplicate_is_in_another_split() -> None:
 
 
 def test_splits_are_large_enough() -> None:
-    # 60 harmful test prompts, and 160 written benign ones beside those sampled from the model.
-    counts = Counter((row.split, row.label) for row in plan_written(0))
+    # 280 sampled ones join the 550 of calibration; 3 trips in 773 still show an FPR below 1 %.
+    rows = plan_written(0)
+    counts = Counter((row.split, row.label) for row in rows)
     assert counts["train", "harmful"] >= 250
     assert counts["test", "harmful"] >= 60
     assert counts["calibration", "harmful"] >= 60
-    assert counts["test", "benign"] >= 130
-    assert counts["calibration", "benign"] >= 160
+    assert counts["train", "benign"] >= 1000
+    assert counts["test", "benign"] >= 280
+    assert counts["calibration", "benign"] >= 550
+    follow_ups = Counter(row.split for row in rows if row.source == "follow_up")
+    assert follow_ups["train"] >= 150
+    assert follow_ups["test"] >= 40
+
+
+def test_benign_groups_have_fractions_of_their_own() -> None:
+    homes: dict[bool, list[str]] = {True: [], False: []}
+    for seed in range(5):
+        rows = plan_written(seed)
+        harmful = {row.group for row in rows if row.label == "harmful"}
+        for group, split in {row.group: row.split for row in rows}.items():
+            homes[group in harmful].append(split)
+    for kin, fractions in ((True, DEFAULT_FRACTIONS), (False, BENIGN_FRACTIONS)):
+        for split, fraction in fractions.items():
+            # Three standard errors of a share of so many draws.
+            error = (fraction * (1 - fraction) / len(homes[kin])) ** 0.5
+            assert abs(homes[kin].count(split) / len(homes[kin]) - fraction) < 3 * error
 
 
 def test_a_follow_up_of_a_refusal_is_kin_to_the_refused_prompt() -> None:
@@ -75,8 +96,8 @@ def test_harmful_rows_are_prefilled_and_so_is_half_of_the_benign_ones() -> None:
     harmful = [row for row in rows if row.label == "harmful"]
     benign = [row for row in rows if row.label == "benign"]
     assert all(row.prefill for row in harmful)
-    # Standard error of a share of about 1,200 fair draws: 0.014.
-    assert abs(sum(bool(row.prefill) for row in benign) / len(benign) - 0.5) < 0.06
+    # Standard error of a share of about 2,100 fair draws: 0.011.
+    assert abs(sum(bool(row.prefill) for row in benign) / len(benign) - 0.5) < 0.05
     assert {row.prefill for row in harmful} == {row.prefill for row in benign} - {""}
 
 

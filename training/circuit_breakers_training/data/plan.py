@@ -10,9 +10,10 @@ from circuit_breakers_training.data import prompt_lists
 from circuit_breakers_training.data.extras import read_extra_set
 from circuit_breakers_training.data.groups import drop_near_duplicates, merge_near_duplicates
 from circuit_breakers_training.data.jsonl import Conversation, Kind, Label, Message, default_group
-from circuit_breakers_training.data.split import split_of
+from circuit_breakers_training.data.split import DEFAULT_FRACTIONS, split_of
 
 __all__ = [
+    "BENIGN_FRACTIONS",
     "SAMPLED_FRACTIONS",
     "Planned",
     "plan_refusals",
@@ -23,14 +24,23 @@ __all__ = [
 
 _T = TypeVar("_T")
 
+BENIGN_FRACTIONS: Final[Mapping[str, float]] = {
+    "train": 0.44,
+    "selection": 0.08,
+    "calibration": 0.32,
+    "test": 0.16,
+}
+"""Splits of written groups without a harmful prompt: calibration and test need benign
+conversations of every kind more than train does."""
+
 SAMPLED_FRACTIONS: Final[Mapping[str, float]] = {
     "train": 0.35,
     "selection": 0.05,
     "calibration": 0.40,
     "test": 0.20,
 }
-"""Splits of prompts sampled from the model: most benign conversations that calibration needs (299
-for 1 % at 95 % confidence, with none tripping) come from here."""
+"""Splits of prompts sampled from the model. Calibration needs 299 benign conversations for a
+false-positive rate of 1 % at 95 % confidence with none tripping, and 773 with three."""
 
 # The same first words for harmful and for half of the benign rows: they must not be the signal.
 _PREFILLS: Final = (
@@ -189,10 +199,14 @@ def _with_splits(rows: Sequence[Planned], seed: int) -> list[Planned]:
                 texts.append(message.content)
                 owners.append(row.group)
     merged = dict(zip(owners, merge_near_duplicates(texts, owners), strict=True))
-    return [
-        replace(row, group=merged[row.group], split=split_of(merged[row.group], seed=seed))
-        for row in rows
-    ]
+    harmful = {merged[row.group] for row in rows if row.label == "harmful"}
+    placed = []
+    for row in rows:
+        group = merged[row.group]
+        fractions = DEFAULT_FRACTIONS if group in harmful else BENIGN_FRACTIONS
+        split = split_of(group, seed=seed, fractions=fractions)
+        placed.append(replace(row, group=group, split=split))
+    return placed
 
 
 def _evenly(items: Sequence[_T], limit: int | None) -> Sequence[_T]:
