@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from circuit_breakers.errors import DataError
+from circuit_breakers_training.data.records import json_lines, shown
 
 __all__ = [
     "Conversation",
@@ -19,6 +20,7 @@ __all__ = [
     "Message",
     "Role",
     "default_group",
+    "parse_conversation",
     "read_conversations",
     "write_conversations",
 ]
@@ -80,18 +82,7 @@ def read_conversations(path: Path) -> list[Conversation]:
         DataError: the file is missing or empty, or a line is wrong; the message names file and
             line, what was got and expected, and the cure.
     """
-    try:
-        blob = path.read_bytes()
-    except OSError as e:
-        raise DataError(
-            f"{path}: cannot be read ({e.strerror}), expected a JSONL file; check the path"
-        ) from e
-    lines = blob.split(b"\n")
-    rows = [
-        _parse_line(line, f"{path}:{number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    rows = [parse_conversation(record.fields, record.where) for record in json_lines(path)]
     if not rows:
         raise DataError(
             f"{path}: got an empty file, expected at least one conversation; "
@@ -120,26 +111,14 @@ def _to_line(row: Conversation) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _parse_line(line: bytes, where: str) -> Conversation:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{where}: got byte 0x{line[e.start]:02x} at offset {e.start}, expected UTF-8; "
-            "save the file as UTF-8"
-        ) from None
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise DataError(
-            f"{where}: got invalid JSON ({e.msg} at column {e.colno}), expected one JSON object; "
-            "write each conversation on one line, without a comma at its end"
-        ) from None
-    if not isinstance(record, dict):
-        raise DataError(
-            f"{where}: got a JSON {type(record).__name__}, expected an object with "
-            f"{', '.join(_REQUIRED)}; wrap the conversation in {{...}}"
-        )
+def parse_conversation(record: dict[str, Any], where: str) -> Conversation:
+    """The conversation in the fields of one row.
+
+    Args:
+        where: file and line, for messages.
+    Raises:
+        DataError: a field is missing, unknown or wrong.
+    """
     _check_fields(record, where, required=_REQUIRED, optional=_OPTIONAL)
     messages = _parse_messages(record["messages"], where)
     return Conversation(
@@ -155,7 +134,7 @@ def _parse_line(line: bytes, where: str) -> Conversation:
 def _parse_messages(value: object, where: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise DataError(
-            f"{where}: got messages={_short(value)}, expected a list of role and content objects; "
+            f"{where}: got messages={shown(value)}, expected a list of role and content objects; "
             'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
         )
     messages = []
@@ -163,7 +142,7 @@ def _parse_messages(value: object, where: str) -> tuple[Message, ...]:
         spot = f"{where}: messages[{index}]"
         if not isinstance(item, dict):
             raise DataError(
-                f"{spot}: got {_short(item)}, expected an object with role and content; "
+                f"{spot}: got {shown(item)}, expected an object with role and content; "
                 'write {"role": "user", "content": "..."}'
             )
         _check_fields(item, spot, required=("role", "content"), optional=())
@@ -196,16 +175,20 @@ def _check_fields(
     if unknown:
         known = ", ".join((*required, *optional))
         raise DataError(
-            f"{where}: got unknown fields {', '.join(unknown)}, expected only {known}; "
+            f"{where}: got unknown fields {_names(unknown)}, expected only {known}; "
             "remove or rename them"
         )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names).encode("utf-8", "backslashreplace").decode()
 
 
 def _text(record: dict[str, Any], name: str, where: str) -> str:
     value = record[name]
     if not isinstance(value, str) or not value.strip():
         raise DataError(
-            f"{where}: got {name}={_short(value)}, expected text that is not blank; "
+            f"{where}: got {name}={shown(value)}, expected text that is not blank; "
             "fill it in or drop the line"
         )
     # JSON may carry a lone surrogate, which no tokenizer and no UTF-8 file can hold.
@@ -228,12 +211,7 @@ def _choice(
     value = record.get(name, default)
     if value not in choices:
         raise DataError(
-            f"{where}: got {name}={_short(value)}, expected one of {', '.join(choices)}; correct it"
+            f"{where}: got {name}={shown(value)}, expected one of {', '.join(choices)}; correct it"
         )
     assert isinstance(value, str)
     return value
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
