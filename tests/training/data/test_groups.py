@@ -1,8 +1,13 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
 from circuit_breakers_training.data.groups import (
+    NEAR_DUPLICATE,
     content_stems,
     content_words,
     drop_near_duplicates,
     merge_near_duplicates,
+    near_duplicates,
     word_jaccard,
 )
 
@@ -35,3 +40,43 @@ def test_near_duplicates_are_dropped_in_order() -> None:
 def test_stems_join_forms_of_a_word() -> None:
     assert content_stems("How do I smuggle ox tails?") == {"smugg", "tails"}
     assert content_stems("smuggling") == {"smugg"}
+
+
+WORDS = [f"w{i}" for i in range(6)]
+TEXTS = st.lists(st.lists(st.sampled_from([*WORDS, "?"]), max_size=6).map(" ".join), max_size=8)
+
+
+def merged_by_comparing_all(texts: list[str]) -> list[str]:
+    """The definition: connected components, each called by its smallest name."""
+    words = [content_words(text) for text in texts]
+    names = [str(i) for i in range(len(texts))]
+    for _ in texts:
+        for i, a in enumerate(words):
+            for j, b in enumerate(words):
+                if word_jaccard(a, b) >= NEAR_DUPLICATE:
+                    names[i] = names[j] = min(names[i], names[j])
+    return names
+
+
+@given(texts=TEXTS)
+def test_looking_up_rare_words_finds_what_comparing_all_finds(texts: list[str]) -> None:
+    names = [str(i) for i in range(len(texts))]
+    assert merge_near_duplicates(texts, names) == merged_by_comparing_all(texts)
+
+
+@given(texts=TEXTS, of=TEXTS)
+def test_near_duplicates_are_those_close_to_one(texts: list[str], of: list[str]) -> None:
+    assert near_duplicates(texts, of=of) == [
+        text
+        for text in texts
+        if any(
+            word_jaccard(content_words(text), content_words(other)) >= NEAR_DUPLICATE
+            for other in of
+        )
+    ]
+
+
+def test_a_boundary_that_floats_round_up_is_kept() -> None:
+    # 0.6 * 35 is 21.000000000000004: 21 shared of 35 words are near duplicates all the same.
+    words = [f"v{i}" for i in range(35)]
+    assert near_duplicates([" ".join(words[:21])], of=[" ".join(words)])

@@ -1,7 +1,9 @@
 """Near duplicates by word overlap, so that a paraphrase never sits in another split."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 __all__ = [
@@ -9,6 +11,7 @@ __all__ = [
     "content_words",
     "drop_near_duplicates",
     "merge_near_duplicates",
+    "near_duplicates",
     "word_jaccard",
 ]
 
@@ -79,14 +82,47 @@ def merge_near_duplicates(texts: Sequence[str], groups: Sequence[str]) -> list[s
             group = parent[group]
         return group
 
-    found = [content_words(text) for text in texts]
-    by_word: dict[str, list[int]] = {}
-    for i, wanted in enumerate(found):
-        candidates = {j for word in wanted for j in by_word.get(word, ())}
-        for j in candidates:
-            if word_jaccard(wanted, found[j]) >= NEAR_DUPLICATE:
-                first, second = sorted((root(groups[i]), root(groups[j])))
-                parent[second] = first
-        for word in wanted:
-            by_word.setdefault(word, []).append(i)
+    named: dict[frozenset[str], str] = {}
+    for text, group in zip(texts, groups, strict=True):
+        if words := content_words(text):
+            first, second = sorted((root(named.setdefault(words, group)), root(group)))
+            parent[second] = first
+    owners = list(named.values())
+    for i, j in _near_pairs(list(named)):
+        first, second = sorted((root(owners[i]), root(owners[j])))
+        parent[second] = first
     return [root(group) for group in groups]
+
+
+def near_duplicates(texts: Sequence[str], *, of: Sequence[str]) -> list[str]:
+    """Those of `texts` whose content words are too close to one of the texts `of`, in order."""
+    words = [content_words(text) for text in (*of, *texts)]
+    near = {j for i, j in _near_pairs(words, num_known=len(of))}
+    return [text for j, text in enumerate(texts, start=len(of)) if j in near]
+
+
+def _near_pairs(
+    sets: Sequence[frozenset[str]], *, num_known: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Indices i < j of sets whose Jaccard index is NEAR_DUPLICATE or more.
+
+    Prefix filtering of Bayardo et al. (WWW 2007, "Scaling up all pairs similarity search"), exact:
+    with words sorted from rare to common, two sets this close share one of their first
+    n - ceil(t n) + 1 words, so that only those are looked up.
+
+    Args:
+        num_known: the first sets, which are paired with the others and not among each other.
+    """
+    counts = Counter(word for words in sets for word in words)
+    by_word: dict[str, list[int]] = {}
+    for j, words in enumerate(sets):
+        # The subtraction keeps 0.6 * 35, which is 21.000000000000004, from being rounded up.
+        needed = math.ceil(NEAR_DUPLICATE * len(words) - 1e-9)
+        prefix = sorted(words, key=lambda word: (counts[word], word))[: len(words) - needed + 1]
+        if num_known is None or j >= num_known:
+            for i in {i for word in prefix for i in by_word.get(word, ())}:
+                if word_jaccard(sets[i], words) >= NEAR_DUPLICATE:
+                    yield i, j
+        if num_known is None or j < num_known:
+            for word in prefix:
+                by_word.setdefault(word, []).append(j)
