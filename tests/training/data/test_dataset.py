@@ -6,6 +6,7 @@ import pytest
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.dataset import load_dataset, read_summary
 from circuit_breakers_training.data.jsonl import Conversation, Message, write_conversations
+from circuit_breakers_training.data.overlap import overlapping
 from circuit_breakers_training.data.split import SPLITS
 
 
@@ -24,6 +25,14 @@ def test_splits_come_back_by_name(tmp_path: Path) -> None:
     dataset = load_dataset(tmp_path)
     assert [row.prompt for row in dataset.selection] == ["selection"]
     assert set(dataset.digests) == {f"{name}.jsonl" for name in SPLITS}
+
+
+def test_prompts_are_known_by_split(tmp_path: Path) -> None:
+    _write(tmp_path, {name: name for name in SPLITS})
+    digests = load_dataset(tmp_path).prompt_digests
+    assert list(digests) == list(SPLITS)
+    for name in SPLITS:
+        assert overlapping(digests[name], SPLITS) == [name]
 
 
 def test_a_group_in_two_splits_is_refused(tmp_path: Path) -> None:

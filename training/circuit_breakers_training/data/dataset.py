@@ -2,15 +2,36 @@
 
 import hashlib
 import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from circuit_breakers.errors import DataError
-from circuit_breakers_training.data.jsonl import Conversation, read_conversations
+from circuit_breakers_training.data.jsonl import (
+    Conversation,
+    read_conversations,
+    write_conversations,
+)
+from circuit_breakers_training.data.overlap import prompt_digests
 from circuit_breakers_training.data.split import SPLITS
 
-__all__ = ["SCHEMA_VERSION", "Dataset", "load_dataset", "read_summary"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "BuiltDataset",
+    "Dataset",
+    "count_rows",
+    "find_dataset",
+    "load_dataset",
+    "read_summary",
+    "require_every_split",
+    "write_dataset",
+]
 
 SCHEMA_VERSION = 1
 
@@ -25,6 +46,23 @@ class Dataset:
     test: tuple[Conversation, ...]
     digests: dict[str, str]
     """sha256 of each file, by file name."""
+
+    @cached_property
+    def prompt_digests(self) -> dict[str, tuple[str, ...]]:
+        """Digests of the prompts of each split, for overlap.overlapping."""
+        return {name: prompt_digests(getattr(self, name)) for name in SPLITS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltDataset:
+    """Outcome of a build or an import."""
+
+    path: Path
+    summary: dict[str, Any]
+    """Content of dataset.json."""
+    seconds: float
+    cached: bool
+    """The directory held a dataset of the same inputs already."""
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
@@ -87,3 +125,83 @@ def load_dataset(directory: Path) -> Dataset:
         splits[name] = tuple(rows)
         digests[path.name] = digest
     return Dataset(**splits, digests=digests)
+
+
+def find_dataset(out_dir: Path, inputs: str, *, overwrite: bool) -> dict[str, Any] | None:
+    """Summary of the dataset in `out_dir` that was made from the same inputs; None for none.
+
+    Args:
+        inputs: digest of everything that the dataset depends on.
+        overwrite: another dataset may be replaced.
+    Raises:
+        DataError: `out_dir` holds something that must not be replaced.
+    """
+    if not out_dir.exists():
+        return None
+    if not out_dir.is_dir():
+        raise DataError(f"{out_dir}: got a file, expected a directory; pick another path")
+    if not any(out_dir.iterdir()):
+        return None
+    if (out_dir / "dataset.json").exists():
+        summary = read_summary(out_dir)
+        if summary.get("inputs_sha256") == inputs:
+            load_dataset(out_dir)
+            return summary
+        if overwrite:
+            return None
+        raise DataError(
+            f"{out_dir}: got a dataset of other inputs (seed, model, settings or prompts), "
+            "expected an empty directory or the same inputs; pick another directory, or overwrite"
+        )
+    raise DataError(
+        f"{out_dir}: got a directory with other files, expected an empty one or a dataset; "
+        "pick another directory"
+    )
+
+
+def require_every_split(rows: Mapping[str, Sequence[Conversation]], given: str) -> None:
+    """Checks that no split came out empty.
+
+    Args:
+        given: what the rows were made from, for the message.
+    Raises:
+        DataError: one did.
+    """
+    empty = [name for name in SPLITS if not rows[name]]
+    if empty:
+        raise DataError(
+            f"got no conversation for {', '.join(empty)} ({given}), "
+            "expected some in each split; take more prompts"
+        )
+
+
+def count_rows(rows: Sequence[Conversation]) -> dict[str, int]:
+    """Number of rows by label and by source, as dataset.json has them."""
+    counts = Counter(row.label for row in rows) + Counter(f"source {row.source}" for row in rows)
+    return dict(sorted(counts.items()))
+
+
+def write_dataset(
+    out_dir: Path, rows: Mapping[str, Sequence[Conversation]], summary: Mapping[str, Any]
+) -> None:
+    """Writes the four files and `summary` with their digests; all of it appears at once."""
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        digests = {
+            f"{name}.jsonl": write_conversations(temporary / f"{name}.jsonl", rows[name])
+            for name in SPLITS
+        }
+        table = json.dumps(digests, sort_keys=True).encode()
+        content = {**summary, "sha256": digests, "digest": hashlib.sha256(table).hexdigest()}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (temporary / "dataset.json").write_text(text, encoding="utf-8")
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.chmod(0o755)
+        if out_dir.exists():
+            shutil.rmtree(out_dir)
+        temporary.rename(out_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
