@@ -19,7 +19,10 @@ runner = CliRunner()
 
 
 def test_help_of_every_command_shows_an_example() -> None:
-    for command in (["serve"], ["train"], ["verify"], ["data", "build"], ["bench", "serve"]):
+    for command in (
+        *(["serve"], ["train"], ["verify"]),
+        *(["data", "build"], ["data", "import"], ["bench", "serve"]),
+    ):
         result = runner.invoke(app, [*command, "--help"])
         assert result.exit_code == 0
         assert "Example:" in result.output

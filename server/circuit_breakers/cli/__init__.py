@@ -6,11 +6,21 @@ at once.
 
 from circuit_breakers.cli.apps import app
 from circuit_breakers.cli.benchmarks import bench_serve
-from circuit_breakers.cli.datasets import data_build
+from circuit_breakers.cli.datasets import data_build, data_import
 from circuit_breakers.cli.serving import serve, verify, version
 from circuit_breakers.cli.training import train
 
-__all__ = ["app", "bench_serve", "data_build", "main", "serve", "train", "verify", "version"]
+__all__ = [
+    "app",
+    "bench_serve",
+    "data_build",
+    "data_import",
+    "main",
+    "serve",
+    "train",
+    "verify",
+    "version",
+]
 
 
 def main() -> None:
