@@ -121,7 +121,11 @@ def _near_pairs(
         prefix = sorted(words, key=lambda word: (counts[word], word))[: len(words) - needed + 1]
         if num_known is None or j >= num_known:
             for i in {i for word in prefix for i in by_word.get(word, ())}:
-                if word_jaccard(sets[i], words) >= NEAR_DUPLICATE:
+                # Sets of sizes this different are never close, and sizes are quicker to compare.
+                low, high = sorted((len(sets[i]), len(words)))
+                if low >= NEAR_DUPLICATE * high - 1e-9 and (
+                    word_jaccard(sets[i], words) >= NEAR_DUPLICATE
+                ):
                     yield i, j
         if num_known is None or j < num_known:
             for word in prefix:
