@@ -99,7 +99,7 @@ def test_vllm_writes_texts_too() -> None:
     assert _continue("vllm") == _continue("transformers")
 
 
-def _continue(backend: Backend) -> list[str]:
+def _continue(backend: Backend) -> list[tuple[str, tuple[int, ...]]]:
     from circuit_breakers.models import resolve_model
 
     path = resolve_model(MODEL).path
@@ -109,12 +109,14 @@ def _continue(backend: Backend) -> list[str]:
             Request(
                 prompt_ids=tuple(generate.tokenizer.encode(prompt)),
                 max_new_tokens=4,
-                temperature=0.001,  # as good as greedy: both backends agree
+                temperature=0.0,
                 stop_id=generate.tokenizer.eos_token_id,
             )
             for prompt in prompts
         ]
-        return [generated.text for generated in generate(requests, "test")]
+        written = generate(requests, "test")
+        assert all(generate.tokenizer.decode(one.ids) == one.text for one in written)
+        return [(one.text, one.ids) for one in written]
 
 
 def test_a_model_that_vllm_cannot_load_is_an_error(tmp_path: Path) -> None:

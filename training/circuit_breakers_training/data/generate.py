@@ -43,6 +43,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     temperature: float
+    """0 takes the likeliest token each time."""
     stop_id: int
     """Token that ends the text; it is not part of the result."""
 
@@ -54,6 +55,8 @@ class Generated:
     text: str
     finished: bool
     """The model ended the text itself, before max_new_tokens."""
+    ids: tuple[int, ...] = ()
+    """Tokens of the text, without the one that ended it."""
 
 
 class Generator(Protocol):
@@ -173,7 +176,10 @@ class _Worker:
         while True:
             message = self.receive()
             if "results" in message:
-                return [Generated(text, finished) for text, finished in message["results"]]
+                return [
+                    Generated(text, finished, tuple(ids))
+                    for text, finished, ids in message["results"]
+                ]
             progress.advance(task, message["done"])
 
     def receive(self) -> dict[str, Any]:
@@ -255,15 +261,20 @@ class _TransformersGenerator:
             start = width - len(request.prompt_ids)
             ids_BT[row, start:] = torch.tensor(request.prompt_ids)
             mask_BT[row, start:] = 1
+        sampling: dict[str, Any] = {"do_sample": False}
+        if first.temperature:
+            sampling = {
+                "do_sample": True,
+                "temperature": first.temperature,
+                "top_k": 0,
+                "top_p": 1.0,
+            }
         with torch.inference_mode():
             out_BT = self._model.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
                 max_new_tokens=first.max_new_tokens,
-                do_sample=True,
-                temperature=first.temperature,
-                top_k=0,
-                top_p=1.0,
+                **sampling,
                 eos_token_id=first.stop_id,
                 pad_token_id=first.stop_id,
             )
@@ -271,9 +282,8 @@ class _TransformersGenerator:
         for new_ids in out_BT[:, width:].tolist():
             finished = first.stop_id in new_ids
             kept = new_ids[: new_ids.index(first.stop_id)] if finished else new_ids
-            results.append(
-                Generated(self.tokenizer.decode(kept, skip_special_tokens=True), finished)
-            )
+            text = self.tokenizer.decode(kept, skip_special_tokens=True)
+            results.append(Generated(text, finished, tuple(kept)))
         return results
 
 

@@ -48,7 +48,13 @@ def main() -> None:
         ]
         prompts = [{"prompt_token_ids": request["prompt_ids"]} for request in requests]
         outputs = engine.generate(prompts, params, use_tqdm=bar)
-        results = [[o.outputs[0].text, o.outputs[0].finish_reason == "stop"] for o in outputs]
+        results = []
+        for output in outputs:
+            written = output.outputs[0]
+            finished = written.finish_reason == "stop"
+            # vLLM lists the token that ended the text, too.
+            ids = written.token_ids[:-1] if finished else written.token_ids
+            results.append([written.text, finished, list(ids)])
         _send(channel, {"results": results})
 
 
