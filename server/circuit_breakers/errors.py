@@ -6,6 +6,7 @@
     ├── ModelError (ValueError)               a model cannot be found, converted or read
     ├── DataError (ValueError)                a training data file has a bad line
     ├── CalibrationError (ValueError)         too little data for the claimed false-positive rate
+    ├── EvaluationError (RuntimeError)        a suite failed, or could not be judged in full
     ├── ConfigError (ValueError)              a setting out of range or without effect
     ├── UnsupportedEngineError (RuntimeError) vLLM's version or mode is outside the tested range
     ├── NotReadyError (RuntimeError)          the guard could not be proven live
@@ -21,6 +22,7 @@ __all__ = [
     "CircuitBreakersError",
     "ConfigError",
     "DataError",
+    "EvaluationError",
     "ModelError",
     "NotReadyError",
     "UnguardedOutputError",
@@ -50,6 +52,10 @@ class DataError(CircuitBreakersError, ValueError):
 
 class CalibrationError(CircuitBreakersError, ValueError):
     """The calibration data cannot support the claimed false-positive rate."""
+
+
+class EvaluationError(CircuitBreakersError, RuntimeError):
+    """A suite failed, or some of its texts could not be judged."""
 
 
 class ConfigError(CircuitBreakersError, ValueError):

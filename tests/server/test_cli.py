@@ -20,8 +20,13 @@ runner = CliRunner()
 
 def test_help_of_every_command_shows_an_example() -> None:
     for command in (
-        *(["serve"], ["train"], ["verify"]),
-        *(["data", "build"], ["data", "import"], ["bench", "serve"]),
+        ["bench", "serve"],
+        ["data", "build"],
+        ["data", "import"],
+        ["evaluate"],
+        ["serve"],
+        ["train"],
+        ["verify"],
     ):
         result = runner.invoke(app, [*command, "--help"])
         assert result.exit_code == 0
@@ -50,6 +55,27 @@ def test_a_training_that_cannot_start_exits_with_1(tmp_path: Path) -> None:
         result = runner.invoke(app, arguments)
         assert result.exit_code == 1, result.output
         assert result.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_evaluation_options_exit_with_2(tmp_path: Path) -> None:
+    places = ["--artifact", str(tmp_path), "--out", str(tmp_path / "out")]
+    for arguments, said in (
+        (["--suite", "nope"], "--suite"),
+        (["--judge-url", "http://127.0.0.1/v1"], "--judge-model"),
+        (["--suite", "lm-eval"], "--lm-eval-task"),
+        (["--limit", "0"], "limit"),
+    ):
+        result = runner.invoke(app, ["evaluate", *places, *arguments])
+        assert result.exit_code == 2, result.output
+        assert said in result.stderr
+
+
+def test_an_evaluation_of_no_breaker_exits_with_1(tmp_path: Path) -> None:
+    places = ["--artifact", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    result = runner.invoke(app, ["evaluate", *places])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
     assert not (tmp_path / "out").exists()
 
 

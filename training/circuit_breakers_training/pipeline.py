@@ -28,6 +28,7 @@ from circuit_breakers_training.calibration import num_trips_allowed
 from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.dataset import load_dataset
 from circuit_breakers_training.evaluate import evaluate_probe, roc_points
+from circuit_breakers_training.evaluation.held_out import DIGESTS_FILE, digests_file
 from circuit_breakers_training.export import pick_canaries
 from circuit_breakers_training.report import report_files
 from circuit_breakers_training.run_log import peak_rss_mib, read_metrics
@@ -125,7 +126,10 @@ def run_training(
         weights={spec.name: probe.candidate.weights},
         adapter_dir=adapter.adapter_dir,
         canaries=pick_canaries(probe.selection, spec),
-        extra_files=report_files(metrics, read_metrics(adapter.metrics_path), roc),
+        extra_files={
+            **report_files(metrics, read_metrics(adapter.metrics_path), roc),
+            DIGESTS_FILE: digests_file(dataset),
+        },
         overwrite=overwrite,
     )
     # As large as the base model, and quickly made again.

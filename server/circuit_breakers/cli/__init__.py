@@ -7,6 +7,7 @@ at once.
 from circuit_breakers.cli.apps import app
 from circuit_breakers.cli.benchmarks import bench_serve
 from circuit_breakers.cli.datasets import data_build, data_import
+from circuit_breakers.cli.evaluation import evaluate
 from circuit_breakers.cli.serving import serve, verify, version
 from circuit_breakers.cli.training import train
 
@@ -15,6 +16,7 @@ __all__ = [
     "bench_serve",
     "data_build",
     "data_import",
+    "evaluate",
     "main",
     "serve",
     "train",

@@ -1,0 +1,123 @@
+"""What a model writes for each attempt, as the very token ids that it sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from circuit_breakers.errors import ConfigError
+from circuit_breakers_training.data.generate import Backend, Request, open_generator
+from circuit_breakers_training.data.jsonl import Message
+from circuit_breakers_training.data.magpie import turn_template
+from circuit_breakers_training.evaluation.suites import Attempt
+from circuit_breakers_training.render import Rendered, render, render_prompt
+
+__all__ = ["Completion", "Sampling", "check_lengths", "prompt_ids", "write_completions"]
+
+_NO_LIMIT = 1 << 30
+
+
+class Sampling(NamedTuple):
+    """How both models write."""
+
+    max_new_tokens: int
+    temperature: float
+    """0 is greedy."""
+    seed: int
+    backend: Backend
+
+
+class Completion(NamedTuple):
+    """One text, after prompt and prefill."""
+
+    rendered: Rendered
+    """Prompt and prefill count as prompt, as in serving."""
+    text: str
+    finished: bool
+    """The model ended the text itself."""
+
+    @property
+    def response_ids(self) -> tuple[int, ...]:
+        """Tokens that the model wrote."""
+        return self.rendered.ids[self.rendered.num_prompt_tokens :]
+
+    def first_tokens(self, count: int) -> Rendered:
+        """Prompt and the first `count` tokens of the response."""
+        num_prompt = self.rendered.num_prompt_tokens
+        return Rendered(ids=self.rendered.ids[: num_prompt + count], num_prompt_tokens=num_prompt)
+
+
+def prompt_ids(tokenizer: Any, attempt: Attempt) -> tuple[int, ...]:
+    """Token ids that the model continues: the template's prompt and the first words given."""
+    if not attempt.prefill:
+        return render_prompt(tokenizer, attempt.messages)
+    messages = (*attempt.messages, Message("assistant", attempt.prefill))
+    return render(tokenizer, messages, max_length=_NO_LIMIT).ids
+
+
+def check_lengths(
+    attempts: Sequence[Attempt],
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    context: int,
+) -> int:
+    """Tokens of the longest attempt, prompt and completion.
+
+    Raises:
+        ConfigError: an attempt does not fit into the model's context.
+    """
+    longest = 0
+    for attempt, ids in zip(attempts, prompts, strict=True):
+        needed = len(ids) + max_new_tokens
+        if needed > context:
+            raise ConfigError(
+                f"suite {attempt.suite!r}, technique {attempt.technique!r}: got a prompt of "
+                f"{len(ids)} tokens and {max_new_tokens} to write, expected at most {context} "
+                "together, the model's context; lower --max-new-tokens or leave the suite out"
+            )
+        longest = max(longest, needed)
+    return longest
+
+
+def write_completions(
+    model_dir: Path,
+    model_name: str,
+    prompts: Sequence[tuple[int, ...]],
+    sampling: Sampling,
+    *,
+    max_model_len: int,
+    title: str,
+) -> list[Completion]:
+    """Completion of each prompt, in order; equal prompts are continued once.
+
+    The model is gone from memory afterwards.
+
+    Raises:
+        DataError: the chat template has no token that ends a turn.
+        ModelError: the model cannot be loaded, or stops.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    with open_generator(
+        model_dir, sampling.backend, seed=sampling.seed, max_model_len=max_model_len
+    ) as generate:
+        template = turn_template(generate.tokenizer, model_name)
+        requests = [
+            Request(
+                prompt_ids=ids,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                stop_id=template.end_of_turn_id,
+            )
+            for ids in distinct
+        ]
+        written = dict(zip(distinct, generate(requests, title), strict=True))
+    return [
+        Completion(
+            Rendered(ids=(*ids, *written[ids].ids), num_prompt_tokens=len(ids)),
+            written[ids].text,
+            written[ids].finished,
+        )
+        for ids in prompts
+    ]

@@ -1,0 +1,109 @@
+"""What an evaluation is asked to do, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import urlsplit
+
+from circuit_breakers.errors import ConfigError
+from circuit_breakers_training.data.generate import Backend
+from circuit_breakers_training.evaluate import EARLY_TOKENS
+from circuit_breakers_training.evaluation.capability import check_lm_eval
+from circuit_breakers_training.evaluation.suites import DEFAULT_SUITES
+
+__all__ = ["EvaluationSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """One evaluation of one breaker."""
+
+    artifact: Path
+    """Directory of the breaker."""
+    out: Path
+    """Directory of the results, made new."""
+    model: str | None = None
+    """Base model; that of the manifest unless given."""
+    data: Path | None = None
+    """Built dataset, whose test split is used."""
+    prompt_files: tuple[Path, ...] = ()
+    """Files of prompts; a label that they have is not taken from the dataset."""
+    suites: tuple[str, ...] = DEFAULT_SUITES
+    limit: int = 100
+    """Requests of each label in each suite, at most."""
+    per_prompt: int = 1
+    """Techniques that each request is put under."""
+    max_new_tokens: int = 64
+    stop_within: int = EARLY_TOKENS[0]
+    """A text that the probe ends before this many tokens counts as stopped; a longer one is judged
+    as far as it went."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    seed: int = 0
+    backend: Backend | None = None
+    """vLLM if it is installed, else transformers."""
+    degenerate_share: float = 0.05
+    """Of the base model's benign answers, at most this share may count as degenerate, for each of
+    the two statistics."""
+    judge_url: str | None = None
+    judge_model: str | None = None
+    lm_eval_tasks: tuple[str, ...] = ()
+    allow_unknown_overlap: bool = False
+    keep_texts: bool = False
+    """Texts of requests and answers go into results.json."""
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without the artifact.
+
+        Raises:
+            ConfigError: a setting is out of range or cannot take effect.
+        """
+        if not self.suites:
+            raise ConfigError("got no suites, expected at least one; name one with --suite")
+        for name in ("limit", "per_prompt", "max_new_tokens", "stop_within"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"got {name} {getattr(self, name)}, expected at least 1")
+        if not self.temperature >= 0:
+            raise ConfigError(f"got temperature {self.temperature}, expected 0 or more")
+        if self.backend not in (None, *get_args(Backend)):
+            raise ConfigError(
+                f"got backend {self.backend!r}, expected {' or '.join(get_args(Backend))}; "
+                "correct it"
+            )
+        if not 0 < self.degenerate_share < 1:
+            raise ConfigError(
+                f"got a degenerate share of {self.degenerate_share}, expected 0 to 1, exclusive"
+            )
+        if (self.judge_url is None) != (self.judge_model is None):
+            raise ConfigError(
+                "got one of --judge-url and --judge-model, expected both or none; add the other"
+            )
+        if self.judge_url and urlsplit(self.judge_url).scheme not in ("http", "https"):
+            raise ConfigError(
+                f"got --judge-url {self.judge_url!r}, expected an http or https URL; correct it"
+            )
+        if "lm-eval" in self.suites:
+            check_lm_eval(self.lm_eval_tasks)
+        elif self.lm_eval_tasks:
+            raise ConfigError(
+                "got --lm-eval-task without the suite lm-eval, expected both; add --suite lm-eval"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Settings that decide the results, without paths of this machine."""
+        return {
+            "suites": list(self.suites),
+            "prompt_files": [path.name for path in self.prompt_files],
+            "limit": self.limit,
+            "per_prompt": self.per_prompt,
+            "max_new_tokens": self.max_new_tokens,
+            "stop_within": self.stop_within,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "degenerate_share": self.degenerate_share,
+            "judge_model": self.judge_model,
+            "lm_eval_tasks": list(self.lm_eval_tasks),
+        }
