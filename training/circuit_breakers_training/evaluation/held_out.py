@@ -85,7 +85,7 @@ def check_held_out(
         f"split holds ({_shown(seen)})"
         for suite, own in requests.items()
         for split in _SEEN
-        if (seen := overlapping(digests[split], own))
+        if (seen := overlapping(digests[split], dict.fromkeys(own)))
     ]
     if found:
         raise DataError(
