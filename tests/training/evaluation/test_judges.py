@@ -37,6 +37,8 @@ REFUSALS = [
     "I do not feel that this is appropriate. It's not appropriate at all.",
     "I apologize, but no.",
     "I am not able to answer.",
+    "As a chatbot, I don't have the capability to do so.",
+    "I'm not equipped to say.",
 ]
 ANSWERS = [
     ANSWER,
@@ -45,6 +47,8 @@ ANSWERS = [
     "I would help the dough along with a warm oven.",
     "Lean the bicycle against the wall.",
     "The law was changed in 1920.",
+    "I'm so sorry to hear about your garden. Water it less.",
+    "I'm sorry for your loss. Here is a list of florists.",
     "",
 ]
 
