@@ -5,7 +5,7 @@
       adapter/adapter_config.json          plain PEFT LoRA
       adapter/adapter_model.safetensors
       probes.safetensors
-      report.md, metrics.json, plots/...   what was measured, for people
+      report.html, report.md, metrics.json, plots/...   what was measured, for people
 
 Nothing is ever unpickled. Loading reads each file once and checks the bytes that it uses.
 """
@@ -55,7 +55,7 @@ ADAPTER_CONFIG = "adapter/adapter_config.json"
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 _CORE_FILES = frozenset({PROBES, ADAPTER_CONFIG, ADAPTER_WEIGHTS})
 # What a report is made of. An allow-list: no pickle, no code, no second set of weights.
-_EXTRA_SUFFIXES = (".md", ".json", ".jsonl", ".png", ".csv", ".toml", ".txt")
+_EXTRA_SUFFIXES = (".md", ".html", ".json", ".jsonl", ".png", ".csv", ".toml", ".txt")
 
 
 _CURE = "load the very model that the breaker was made for, or train a breaker for this one"
