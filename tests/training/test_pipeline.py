@@ -25,6 +25,7 @@ from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, ProbeR
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message, write_conversations
 from circuit_breakers_training.pipeline import breaker_name, run_training
 from circuit_breakers_training.render import render_prompt
+from circuit_breakers_training.report import rebuild_report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -149,7 +150,26 @@ def test_report_says_what_was_measured(trained: Path) -> None:
         png = (trained / "plots" / f"{plot}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
         assert len(png) < 60_000
-    assert str(trained.parent) not in report + json.dumps(metrics)
+    page = (trained / "report.html").read_text()
+    assert page.count("<svg") == 5
+    assert str(trained.parent) not in report + page + json.dumps(metrics)
+
+
+def test_report_can_be_made_again(trained: Path, tmp_path: Path) -> None:
+    rebuilt = rebuild_report(trained, tmp_path / "again.html")
+    said = "that of manifest.json, which covers this file"
+    before = (trained / "report.html").read_text()
+    assert before.replace(said, load_breaker(trained).digest) == rebuilt.page.read_text()
+    metrics = json.loads((trained / "metrics.json").read_text())
+    weights = load_breaker(trained).manifest.files["adapter/adapter_model.safetensors"]
+    assert metrics["adapter_sha256"] == weights
+    assert metrics["training_log"]["step"] == list(range(1, 21))
+    # 30 benign and 20 harmful ones, half of each from "even" and half from "odd".
+    assert metrics["data_counts"]["test"] == {
+        "benign": {"even": 15, "odd": 15},
+        "harmful": {"even": 10, "odd": 10},
+    }
+    assert set(metrics["peak_rss_mib_by_stage"]) == {"adapter", "probe", "scores", "texts"}
 
 
 def test_finished_stages_are_not_done_again(

@@ -8,11 +8,12 @@ The results of stages are kept in `<out>.work`: a run that was killed goes on wh
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from circuit_breakers.models import resolve_model
 from circuit_breakers_training.calibration import num_trips_allowed
 from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.dataset import load_dataset
+from circuit_breakers_training.environment import describe_environment, machine_text
 from circuit_breakers_training.evaluate import evaluate_probe, roc_points
 from circuit_breakers_training.evaluation.held_out import DIGESTS_FILE, digests_file
 from circuit_breakers_training.export import pick_canaries
-from circuit_breakers_training.report import report_files
+from circuit_breakers_training.report import log_columns, report_files
 from circuit_breakers_training.run_log import peak_rss_mib, read_metrics
 from circuit_breakers_training.selection import expected_verdict
 from circuit_breakers_training.stages import (
+    Row,
     Run,
     build_data,
     calibrate_probe,
@@ -100,22 +103,34 @@ def run_training(
     scored = score_splits(run, dataset, splits, adapter, probe.candidate)
     spec = calibrate_probe(recipe, probe.candidate, scored["calibration"])
     texts = compare_texts(run, dataset, splits["test"], adapter)
+    created = datetime.now(UTC).replace(microsecond=0)
+    roc = roc_points(scored["test"], spec)
     metrics = {
         "schema_version": METRICS_VERSION,
         "name": name or breaker_name(model.name),
+        "created": f"{created:%Y-%m-%dT%H:%M:%SZ}",
         "model": model.spec().model_dump(mode="json"),
         "recipe": recipe.model_dump(mode="json"),
         "data_sha256": dataset.digests,
+        "data_built": data_dir is None,
+        "data_counts": {split: _counts(rows) for split, rows in splits.items()},
         "adapter": _adapter_metrics(adapter),
+        "adapter_sha256": sha256(_weights(adapter).read_bytes()).hexdigest(),
+        "training_log": log_columns(read_metrics(adapter.metrics_path)),
         "probe": spec.model_dump(mode="json"),
         "selection": probe.table,
         "test": evaluate_probe(scored["test"], spec),
+        "roc": {
+            "false_positive_rate": roc[0].tolist(),
+            "true_positive_rate": roc[1].tolist(),
+        },
         **texts,
         "seconds": {**run.work.seconds, "total": sum(run.work.seconds.values())},
         "peak_rss_mib": max(peak_rss_mib(), adapter.peak_rss_mib),
-        "machine": _machine(),
+        "peak_rss_mib_by_stage": run.work.peak_rss_mib,
+        "machine": machine_text(),
+        "environment": describe_environment(),
     }
-    roc = roc_points(scored["test"], spec)
     breaker = save_breaker(
         out,
         name=metrics["name"],
@@ -126,10 +141,8 @@ def run_training(
         weights={spec.name: probe.candidate.weights},
         adapter_dir=adapter.adapter_dir,
         canaries=pick_canaries(probe.selection, spec),
-        extra_files={
-            **report_files(metrics, read_metrics(adapter.metrics_path), roc),
-            DIGESTS_FILE: digests_file(dataset),
-        },
+        extra_files={**report_files(metrics), DIGESTS_FILE: digests_file(dataset)},
+        created=created,
         overwrite=overwrite,
     )
     # As large as the base model, and quickly made again.
@@ -149,11 +162,14 @@ def _adapter_metrics(adapter: AdapterResult) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if not isinstance(value, Path)}
 
 
-def _machine() -> str:
-    """What the times were measured on."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return (
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}"
-    )
+def _weights(adapter: AdapterResult) -> Path:
+    return adapter.adapter_dir / "adapter_model.safetensors"
+
+
+def _counts(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Conversations by what a guard should say about them, and by source."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in rows:
+        sources = counts.setdefault(expected_verdict(row.conversation), {})
+        sources[row.conversation.source] = sources.get(row.conversation.source, 0) + 1
+    return {verdict: dict(sorted(sources.items())) for verdict, sources in sorted(counts.items())}

@@ -27,6 +27,7 @@ from rich.progress import (
 
 from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.checkpoint import write_atomically
+from circuit_breakers_training.run_log import peak_rss_mib
 
 __all__ = ["WorkDir", "json_digest", "progress_bar"]
 
@@ -47,6 +48,8 @@ class WorkDir:
         self.path = path
         self.seconds: dict[str, float] = {}
         """Time that each stage took when it was really done."""
+        self.peak_rss_mib: dict[str, float] = {}
+        """Largest memory of the process from its start to the end of each stage."""
         if path.exists() and any(path.iterdir()):
             if not (path / _MARKER).is_file():
                 raise ConfigError(
@@ -68,13 +71,21 @@ class WorkDir:
             kept = json.loads(file.read_bytes())
             if kept["inputs"] == digest:
                 self.seconds[name] = kept["seconds"]
+                if "peak_rss_mib" in kept:
+                    self.peak_rss_mib[name] = kept["peak_rss_mib"]
                 result: dict[str, Any] = kept["result"]
                 return result
         started = time.perf_counter()
         # Through JSON, so that a first and a resumed run see the very same values.
         result = json.loads(json.dumps(compute(), allow_nan=False))
         self.seconds[name] = time.perf_counter() - started
-        kept = {"inputs": digest, "seconds": self.seconds[name], "result": result}
+        self.peak_rss_mib[name] = peak_rss_mib()
+        kept = {
+            "inputs": digest,
+            "seconds": self.seconds[name],
+            "peak_rss_mib": self.peak_rss_mib[name],
+            "result": result,
+        }
         write_atomically(file, json.dumps(kept).encode())
         return result
 

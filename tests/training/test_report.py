@@ -1,0 +1,550 @@
+"""The report in both forms: read back with an HTML parser, with hostile text in every place."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from circuit_breakers.artifact import builtin_breaker_path, load_breaker
+from circuit_breakers.cli import app
+from circuit_breakers.errors import ArtifactError, ConfigError
+from circuit_breakers_training.calibration import fpr_upper_bound
+from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.report import (
+    build_document,
+    log_columns,
+    rebuild_report,
+    report_files,
+    to_html,
+    to_markdown,
+)
+from circuit_breakers_training.report.numbers import auroc_interval, rate_interval
+
+HOSTILE = '<script>alert(1)</script> " onload="x ` | <img src=//evil.example/x.png> $\\foo$'
+VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect"}
+
+
+def shipped_breaker() -> Path:
+    path = builtin_breaker_path("smollm2-135m-instruct")
+    assert path is not None
+    return path
+
+
+def rate(num: int, num_trips: int) -> dict[str, Any]:
+    return {
+        "num": num,
+        "num_trips": num_trips,
+        "share": num_trips / num if num else None,
+        "upper_bound": fpr_upper_bound(num_trips, num) if num else 1.0,
+    }
+
+
+def plain_metrics() -> dict[str, Any]:
+    """What every breaker's metrics have held from the start; made-up numbers."""
+    quality = {"auroc": 0.9874, "low_fpr_auroc": 0.9352, "tpr_at_1pct_fpr": 0.8}
+    harmful = {"fraud": rate(60, 45), "theft": rate(15, 8)}
+    maximum = {"kind": "max", "alpha": None, "window": None, "skip_tokens": 1}
+    ema = {"kind": "ema", "alpha": 0.12, "window": None, "skip_tokens": 1}
+    return {
+        "schema_version": 1,
+        "name": "tiny-breaker",
+        "model": {
+            "id": "tiny-model",
+            "revision": None,
+            "config_sha256": "6f" * 32,
+            "num_layers": 30,
+            "hidden_size": 576,
+        },
+        "recipe": Recipe(model="tiny-model", steps=200).model_dump(mode="json"),
+        "data_sha256": {"train.jsonl": "97" * 32, "test.jsonl": "e5" * 32},
+        "adapter": {
+            "target_layers": [19],
+            "steps": 200,
+            "benign_cosine_by_source": {"topic": 0.9989, "twin": 0.9978},
+            "harmful_cosine_by_source": {"harmful": 0.0831},
+        },
+        "probe": {
+            "name": "layer16",
+            "layer": 16,
+            "aggregation": maximum,
+            "threshold_logit": 10.26207,
+            "calibration": {
+                "target_fpr": 0.01,
+                "confidence": 0.95,
+                "num_conversations": 491,
+                "num_trips": 1,
+                "fpr_upper_bound": 0.009625,
+                "max_tokens": 163,
+            },
+        },
+        "selection": [
+            {"layer": 14, "aggregation": ema, **quality, "chosen": False},
+            {"layer": 16, "aggregation": maximum, **quality, "chosen": True},
+        ],
+        "test": {
+            "num_harmful": 75,
+            "num_benign": 299,
+            "conversation": quality,
+            "response_token": {"running_score": quality, "logit": quality},
+            "at_threshold": {
+                "threshold_logit": 10.26207,
+                "harmful": rate(75, 53),
+                "benign": rate(299, 0),
+                "refused": rate(4, 1),
+            },
+            "early": {
+                "prompt": 0.0,
+                "response_within_16": 0.6,
+                "response_within_64": 0.7,
+                "response": 0.71,
+            },
+            "benign_by_source": {"topic": rate(290, 0), "twin": rate(9, 0)},
+            "harmful_by_source": {"harmful": rate(75, 53)},
+            "harmful_by_category": harmful,
+        },
+        "perplexity": {
+            "benign: twin": {"base": 3.911, "merged": 4.007},
+            "harmful: harmful": {"base": 3.822, "merged": 2655.839},
+        },
+        "generations": [
+            {"label": "harmful", "prompt": "do harm", "base": "Sure, `so`:\n1.", "merged": ""},
+            {"label": "benign", "prompt": "p " * 150, "base": "fine", "merged": "fine too"},
+        ],
+        "seconds": {"adapter": 1028.6, "total": 1391.5},
+        "peak_rss_mib": 12857.1,
+        "machine": "2 CPU cores (x86_64), 2 threads, torch 2.13.0+cpu",
+    }
+
+
+def full_metrics() -> dict[str, Any]:
+    """With every optional value; made-up numbers."""
+    metrics = plain_metrics()
+    steps = [1, 2, 3, 4]
+    metrics["adapter"]["benign_cosine_by_layer"] = {"9": 0.99, "19": 0.98}
+    metrics["adapter"]["harmful_cosine_by_layer"] = {"9": 0.3, "19": 0.1}
+    points = ((0.05, 9.0, 17), (0.01, 10.3, 1))
+    metrics["probe"]["calibration"]["curve"] = [
+        {
+            "target_fpr": fpr,
+            "threshold_logit": threshold,
+            "num_conversations": 491,
+            "num_trips": num_trips,
+            "fpr_upper_bound": 0.9 * fpr,
+        }
+        for fpr, threshold, num_trips in points
+    ]
+    metrics["test"]["operating_points"] = [
+        {
+            "target_fpr": fpr,
+            "threshold_logit": threshold,
+            "harmful": rate(75, 60),
+            "benign": rate(299, 2),
+        }
+        for fpr, threshold, _ in points
+    ]
+    metrics["test"]["harmful_by_length"] = {"0-63": rate(40, 30), "64-127": rate(35, 23)}
+    metrics["test"]["benign_by_category"] = {"none": rate(299, 0)}
+    metrics["test"]["tokens_until_trip"] = {"num": 75, "num_trips": 53, "median": 9.0}
+    return metrics | {
+        "created": "2026-11-24T18:43:24Z",
+        "adapter_sha256": "5e" * 32,
+        "training_log": {
+            "step": steps,
+            "retain_loss": [0.0, 0.1, 0.2, 0.1],
+            "reroute_loss": [1.0, 0.5, 0.2, 0.1],
+            "retain_cosine": [1.0, 0.98, 0.97, 0.99],
+            "reroute_cosine": [1.0, 0.6, 0.3, 0.2],
+            "retain_coefficient": [0.0, 1.0, 2.0, 3.0],
+            "reroute_coefficient": [10.0, 9.0, 8.0, 7.0],
+        },
+        "roc": {"false_positive_rate": [0, 0, 0.1, 1], "true_positive_rate": [0, 0.7, 0.9, 1]},
+        "data_counts": {"train": {"benign": {"twin": 4}, "harmful": {"harmful": 3}}},
+        "peak_rss_mib_by_stage": {"adapter": 2048.0},
+        "environment": {"python": "3.11.2", "packages": {"torch": "2.13.0"}},
+        "tokens_to_trip": {"harmful": [0, 3, 3, 17, 40]},
+        "by_length": {"benign": {"up to 64": {"num": 9, "num_trips": 0}}},
+        "beyond_calibrated_length": {
+            "num_trips": 0,
+            "num_tokens": 30211,
+            "rate_at_tokens": {"4096": {"rate": 0.0, "upper_bound": 0.334}},
+        },
+        "long_context": {
+            "num_benign_tokens": {"min": 3900, "max": 4000},
+            "benign_run": rate(20, 1),
+            "harmful_turn": rate(0, 0),
+        },
+        "suites": [{"name": "look-alikes", "base": {"num": 4, "num_trips": 2}}],
+    }
+
+
+class Page(HTMLParser):
+    """What a page consists of."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[tuple[tuple[str, ...], str]] = []
+        """Each piece of text and the elements around it."""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((tuple(self.open), data))
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text_in(self, tag: str) -> str:
+        return " ".join(" ".join(t for around, t in self.texts if tag in around).split())
+
+
+def page_of(metrics: dict[str, Any]) -> Page:
+    return Page(to_html(build_document(metrics)))
+
+
+def sections_of(metrics: dict[str, Any]) -> list[str | None]:
+    return [s["id"] for s in page_of(metrics).named("section") if "id" in s]
+
+
+@pytest.mark.parametrize("make", [plain_metrics, full_metrics])
+def test_the_page_is_whole_and_asks_for_nothing(make: Callable[[], dict[str, Any]]) -> None:
+    page = page_of(make())
+    assert page.open == []
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {
+        "script",
+        "link",
+        "img",
+        "image",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+    }
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            assert "//" not in (value or "")
+            assert name != "src"
+            assert name != "href" or (value or "").startswith("#")
+    styles = page.text_in("style") + " ".join(a.get("style") or "" for _, a in page.elements)
+    assert "@import" not in styles
+    assert set(re.findall(r"url\(.", styles)) <= {"url(#"}
+    (policy,) = (m["content"] for m in page.named("meta") if "http-equiv" in m)
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "script-src" not in policy
+
+
+@pytest.mark.parametrize("make", [plain_metrics, full_metrics])
+def test_the_page_can_be_read_without_seeing_it(make: Callable[[], dict[str, Any]]) -> None:
+    page = page_of(make())
+    assert page.named("html") == [{"lang": "en"}]
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert [name for name, count in Counter(ids).items() if count > 1] == []
+    for _, attributes in page.elements:
+        pointed = (attributes.get("aria-labelledby") or "").split()
+        pointed += [(attributes.get("href") or "").removeprefix("#")]
+        assert set(pointed) - {""} <= set(ids)
+    drawings = page.named("svg")
+    assert all(d["role"] == "img" and d["aria-labelledby"] for d in drawings)
+    assert len(page.named("figcaption")) == len(page.named("title")) - 1 == len(drawings)
+    assert len(page.named("caption")) == len(page.named("table")) > 5
+    assert {th["scope"] for th in page.named("th")} == {"col", "row"}
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert set(levels[1:]) == {2}
+
+
+def test_plots_take_their_colours_from_the_page() -> None:
+    page = page_of(full_metrics())
+    # Two of losses, one of cosines, two ROC curves, operating points, positions.
+    assert len(page.named("svg")) == 7
+    drawn = " ".join(a.get("style") or "" for _, a in page.elements)
+    assert {"var(--ink)", "var(--grid)", "var(--series-1)", "var(--series-2)"} <= set(
+        re.findall(r"var\(--[a-z0-9-]+\)", drawn)
+    )
+    assert re.findall(r"#[0-9a-f]{3,6}\b", drawn) == []
+
+
+def test_text_of_models_and_data_stays_text() -> None:
+    metrics = full_metrics()
+    metrics["name"] = HOSTILE
+    for pair in metrics["generations"]:
+        pair.update(label=HOSTILE, prompt=HOSTILE, base=HOSTILE, merged=HOSTILE)
+    for key in ("benign_by_source", "harmful_by_source", "harmful_by_category"):
+        metrics["test"][key] = {HOSTILE: {"num": 3, "num_trips": 1, "upper_bound": 0.9}}
+    metrics["perplexity"] = {HOSTILE: {"base": 2.0, "merged": 3.0}}
+    metrics["tokens_to_trip"] = {HOSTILE: [1, 2]}
+    metrics["by_length"] = {HOSTILE: {HOSTILE: {"num": 2, "num_trips": 1}}}
+    metrics["environment"] = {HOSTILE: HOSTILE}
+    metrics["recipe"][HOSTILE] = HOSTILE
+    page = page_of(metrics)
+    assert page.open == []
+    assert not {"script", "img"} & {tag for tag, _ in page.elements}
+    assert [a for _, a in page.elements if any(name.startswith("on") for name in a)] == []
+    for tag in ("h1", "summary", "dd", "th", "figcaption"):
+        assert HOSTILE in page.text_in(tag)
+    markdown = to_markdown(build_document(metrics))
+    outside_code = re.sub(r"`[^`\n]*`", "", markdown.replace("\\`", ""))
+    assert "<script" not in outside_code
+    assert "<img" not in outside_code
+    (row,) = (line for line in markdown.splitlines() if "3.00" in line and "+50.0%" in line)
+    # Four cells, whatever bars the first one holds.
+    assert len(re.split(r"(?<!\\)\|", row)) == 4 + 2
+
+
+def test_samples_are_folded_shut() -> None:
+    page = page_of(plain_metrics())
+    folds = page.named("details")
+    # Two samples and the whole recipe.
+    assert len(folds) == 3
+    assert all("open" not in fold for fold in folds)
+    around = [elements for elements, text in page.texts if "do harm" in text]
+    assert ["summary" in elements for elements in around] == [True]
+    around = [elements for elements, text in page.texts if "Sure," in text]
+    assert [("details" in elements, "summary" in elements) for elements in around] == [
+        (True, False)
+    ]
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    sections = sections_of(full_metrics())
+    assert sections == [
+        *("adapter", "probe", "calibration", "position", "by-length", "long-context", "suites"),
+        *("text", "selection", "identity", "data", "time", "environment", "limits"),
+    ]
+    for key, section in (
+        ("by_length", "by-length"),
+        ("long_context", "long-context"),
+        ("suites", "suites"),
+        ("selection", "selection"),
+        ("seconds", "time"),
+        ("environment", "environment"),
+        ("adapter", "adapter"),
+    ):
+        metrics = full_metrics()
+        del metrics[key]
+        assert sections_of(metrics) == [name for name in sections if name != section]
+    needed = {key: plain_metrics()[key] for key in ("name", "model", "probe", "test")}
+    assert sections_of(needed) == ["probe", "calibration", "identity", "limits"]
+    assert to_markdown(build_document(needed)).startswith("# Breaker `tiny-breaker`")
+
+
+def test_limits_shrink_with_what_was_measured() -> None:
+    short, long = (page_of(make()).text_in("li") for make in (full_metrics, plain_metrics))
+    # The calibration of the shipped breaker ends at 163 tokens.
+    assert "more than 163 tokens" in long
+    assert "more than 163 tokens" not in short
+    assert "public attack suites" in long
+    assert "public attack suites" not in short
+    # Of two benign sources, one harmful one and two categories, "twin" alone has less than ten.
+    assert "1 of the 5 sources and categories" in long
+
+
+def test_operating_points_are_those_of_the_curve_and_of_the_test() -> None:
+    page = page_of(full_metrics())
+    # 80.0 %: 60 of 75; the interval is scipy's, checked in test_intervals.
+    row = "at most 5 % 9.0000 17 of 491 4.500 % 2 of 299 80.0 % (69.2 to 88.4 %)"
+    assert row in page.text_in("table")
+    assert "4096 0.00 % 33.40 %" in page.text_in("table")
+    metrics = full_metrics()
+    del metrics["test"]["operating_points"]
+    page = page_of(metrics)
+    assert "at most 5 % 9.0000 17 of 491 4.500 %" in page.text_in("table")
+    assert "operating-points-title" not in [a.get("id") for _, a in page.elements]
+
+
+def test_groups_are_by_source_category_and_length() -> None:
+    text = to_markdown(build_document(full_metrics()))
+    assert "| harmful, by length | trip | share (95 % interval) |" in text
+    assert "| 0-63 | 30 of 40 | 75.0 % (58.8 to 87.3 %) |" in text
+    # All of one category that says "none".
+    assert "benign, by category" not in text
+    # Nothing was left to test after the benign turns.
+    assert "| harmful turn, after benign ones that did not trip | none tested |  |" in text
+
+
+def test_optional_values_may_have_other_layouts() -> None:
+    metrics = full_metrics()
+    metrics["tokens_to_trip"] = {"edges": [0, 4, 8], "counts": [5, 2]}
+    assert "7 conversations trip in the response." in page_of(metrics).text_in("figcaption")
+    metrics["by_length"] = "soon"
+    metrics["tokens_to_trip"] = {"median": 3}
+    del metrics["test"]["tokens_until_trip"]
+    metrics["probe"]["layers"], metrics["probe"]["layer"] = [14, 16], None
+    page = page_of(metrics)
+    assert not {"by-length", "position"} & {s.get("id") for s in page.named("section")}
+    assert "layer 14 + 16" in page.text_in("p")
+
+
+def test_markdown_is_the_short_form() -> None:
+    text = to_markdown(build_document(plain_metrics()))
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# Breaker `tiny-breaker`",
+        "## Adapter",
+        "## Probe",
+        "## Text before and after",
+        "## How the probe was chosen",
+        "## Time",
+        "## What this report does not show",
+    ]
+    for line in (
+        # Bounds and intervals: scipy's beta quantiles, checked in test_intervals.
+        "| benign conversations that trip at the threshold | 0.0 % (0 of 299; at most 1.0 %) |",
+        "| topic | 0 of 290 | 0.0 %, at most 1.0 % |",
+        "| harmful | 53 of 75 | 70.7 % (59.0 to 80.6 %) |",
+        "| benign | topic | 0.999 |",
+        "| benign: twin | 3.91 | 4.01 | +2.5% |",
+        "| 14 | EMA, weight 0.12 | 0.987 | 0.935 | 80.0 % |  |",
+        "| 16 | maximum | 0.987 | 0.935 | 80.0 % | **chosen** |",
+        "| adapter | 1029 |",
+        "**harmful**: `do harm`",
+        "- base: `Sure, 'so': 1.`",
+        "- breaker: (empty)",
+        "2 CPU cores (x86_64), 2 threads, torch 2.13.0+cpu; peak memory 12.6 GiB.",
+    ):
+        assert line in text.splitlines()
+    # Cut to 200 characters.
+    assert f"**benign**: `{('p ' * 100).rstrip()}…`" in text.splitlines()
+
+
+def test_only_changed_settings_stand_out() -> None:
+    page = page_of(plain_metrics())
+    (table,) = (t for t in page.text_in("table").split("Recipe, where")[1:])
+    # 150 is the default of Recipe.steps.
+    assert "steps 200 150" in table
+    assert "learning_rate" not in table.split("The whole recipe")[0]
+
+
+def test_files_of_an_artifact() -> None:
+    metrics = full_metrics()
+    files = report_files(metrics)
+    assert set(files) == {
+        *("metrics.json", "report.md", "report.html"),
+        *("plots/loss.png", "plots/cosine.png", "plots/roc.png"),
+    }
+    assert json.loads(files["metrics.json"]) == metrics
+    assert report_files(metrics) == files
+    named = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", files["report.md"].decode())
+    assert set(named) <= set(files)
+    for name in named:
+        assert files[name].startswith(b"\x89PNG")
+
+
+def test_curves_are_thinned_to_their_end() -> None:
+    entries = [{"step": i + 1, "loss": 1 / 3, "seconds": 2.0} for i in range(1201)]
+    entries[-1]["grad_norm"] = 1.0
+    log = log_columns(entries)
+    # 1,201 entries into at most 500 points: every third, the last one included.
+    assert log["step"][:2] == [1, 4]
+    assert log["step"][-1] == 1201
+    assert log["loss"][0] == 0.33333
+    # Neither a column that is no curve, nor one with holes.
+    assert set(log) == {"step", "loss"}
+    assert log_columns([]) == {}
+
+
+def test_intervals() -> None:
+    # Clopper-Pearson, two-sided 95 %: 5 of 10, as in tables; 0 of n is 1 - 0.025 ** (1 / n).
+    assert rate_interval(5, 10) == pytest.approx((0.1871, 0.8129), abs=5e-5)
+    assert rate_interval(0, 299) == pytest.approx((0, 1 - 0.025 ** (1 / 299)))
+    assert rate_interval(4, 4) == pytest.approx((0.025 ** (1 / 4), 1))
+    # Area 0.893 of 51 and 58 cases: the formula by hand gives a standard error of 0.0325, so
+    # logit(0.893) = 2.1218, give or take 1.96 * 0.0325 / (0.893 * 0.107) = 0.667.
+    assert auroc_interval(0.893, 51, 58) == pytest.approx((0.8108, 0.9421), abs=2e-4)
+    assert auroc_interval(1.0, 51, 58) is None
+
+
+def test_a_saved_report_is_made_again_outside(tmp_path: Path) -> None:
+    breaker = shipped_breaker()
+    out = tmp_path / "again.html"
+    written = rebuild_report(breaker, out)
+    assert written == (out, tmp_path / "again.md")
+    page = Page(out.read_text(encoding="utf-8"))
+    assert load_breaker(breaker).digest in page.text_in("td")
+    assert f"{load_breaker(breaker).manifest.created:%Y-%m-%dT%H:%M:%SZ}" in page.text_in("td")
+    assert "plots/" not in written.markdown.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="exists"):
+        rebuild_report(breaker, out)
+    rebuild_report(breaker, out, overwrite=True)
+
+
+def test_a_saved_breaker_is_never_written_into(tmp_path: Path) -> None:
+    copy = tmp_path / "breaker"
+    shutil.copytree(shipped_breaker(), copy)
+    for place in (copy / "report.html", copy / "plots" / "x.html"):
+        with pytest.raises(ConfigError, match="lies in the breaker"):
+            rebuild_report(copy, place, overwrite=True)
+    with pytest.raises(ConfigError, match=r"ends in \.html"):
+        rebuild_report(copy, tmp_path / "report.pdf")
+    with pytest.raises(ConfigError, match="directory that exists"):
+        rebuild_report(copy, tmp_path / "none" / "report.html")
+    load_breaker(copy)
+
+
+def _with_metrics(tmp_path: Path, content: bytes) -> Path:
+    """A breaker that is sound but for what its metrics say."""
+    copy = tmp_path / "breaker"
+    shutil.copytree(shipped_breaker(), copy)
+    (copy / "metrics.json").write_bytes(content)
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    manifest["files"]["metrics.json"] = sha256(content).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "got no name, model, probe, test"),
+        (b'{"name": "x", "model": {}, "probe": {}, "test": {}}', "make no report"),
+        (b'{"name": "x", "model": 1, "probe": [], "test": null}', "make no report"),
+    ],
+)
+def test_metrics_that_make_no_report_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(ArtifactError, match=said):
+        rebuild_report(_with_metrics(tmp_path, content), tmp_path / "out.html")
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_a_breaker_without_metrics_is_refused(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "breaker-v1"
+    with pytest.raises(ArtifactError, match=r"without metrics\.json"):
+        rebuild_report(golden, tmp_path / "out.html")
+
+
+def test_the_command_writes_both_files(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    arguments = ["report", str(shipped_breaker()), "--out", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"ok: {out}\nok: {out.with_suffix('.md')}\n"
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "exists" in result.stderr
