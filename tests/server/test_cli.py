@@ -24,6 +24,7 @@ def test_help_of_every_command_shows_an_example() -> None:
         ["data", "build"],
         ["data", "import"],
         ["evaluate"],
+        ["report"],
         ["serve"],
         ["train"],
         ["verify"],
@@ -50,6 +51,7 @@ def test_a_training_that_cannot_start_exits_with_1(tmp_path: Path) -> None:
         ["train", "--out", out, "--recipe", "no-such-recipe"],
         ["train", "--out", out, "--model", "no-such-model"],
         ["train", "--out", str(tmp_path)],
+        ["report", str(tmp_path / "none"), "--out", str(tmp_path / "out.html")],
         ["data", "build", "--out", out, "--model", "no-such-model"],
     ):
         result = runner.invoke(app, arguments)

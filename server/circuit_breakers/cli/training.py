@@ -1,4 +1,4 @@
-"""`train`: make a breaker."""
+"""`train` and `report`: make a breaker, and write down again what was measured of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from circuit_breakers.cli.apps import app, import_extra, reported_errors
 
-__all__ = ["train"]
+__all__ = ["report", "train"]
 
 
 @app.command(
@@ -51,5 +51,18 @@ def train(
             console=Console(stderr=True),
         )
     typer.echo(f"ok: breaker {breaker.manifest.name} {breaker.digest}")
-    typer.echo(f"report: {out / 'report.md'}")
+    typer.echo(f"report: {out / 'report.html'}")
     typer.echo(f"serve:  circuit-breakers serve --model {loaded.model} --breaker {out}")
+
+
+@app.command(epilog="Example: `circuit-breakers report runs/my-breaker --out my-breaker.html`")
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Breaker directory.")],
+    out: Annotated[Path, typer.Option(help="The page; the Markdown is written beside it.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+) -> None:
+    """Write a saved breaker's report again, outside it: its own files never change."""
+    with reported_errors():
+        module = import_extra("circuit_breakers_training.report", extra="train")
+        for path in module.rebuild_report(directory, out, overwrite=overwrite):
+            typer.echo(f"ok: {path}")
