@@ -76,7 +76,14 @@ def roc_plot(
     axes.plot(x, true_positive, drawstyle="steps-post", color=palette.series[0], linewidth=1.4)
     if at_threshold is not None:
         point = (max(at_threshold[0], floor), at_threshold[1])
-        axes.plot(*point, "o", color=palette.series[1], label="calibrated threshold", clip_on=False)
+        axes.plot(
+            *point,
+            "o",
+            color=palette.series[1],
+            label="calibrated threshold",
+            clip_on=False,
+            zorder=3,
+        )
         _legend(axes, palette, loc="lower right")
     if logarithmic:
         _log_rates(axes)

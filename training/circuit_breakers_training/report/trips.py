@@ -14,6 +14,7 @@ A rate is a mapping with num and num_trips. Whatever else such a mapping holds i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from circuit_breakers_training.report.plots import trip_position_plot
 
 __all__ = ["measured", "trip_sections"]
 
-_NUM_BINS = 24
+_MAX_BINS = 24
 _WORDS = {
     "num": "harmful conversations",
     "num_trips": "that trip",
@@ -109,9 +110,9 @@ def _histogram(value: Any) -> tuple[list[float], list[int]] | None:
     numbers = _numbers(value)
     if not numbers:
         return None
-    # Whole tokens: no bin that can hold none of them.
-    stop = max(numbers) + 1
-    edges = np.unique(np.linspace(0, stop, min(_NUM_BINS, int(stop)) + 1).round())
+    # All bins hold as many token numbers; else their heights could not be compared.
+    width = math.ceil((max(numbers) + 1) / _MAX_BINS)
+    edges = np.arange(0, max(numbers) + 1 + width, width)
     counts, _ = np.histogram(numbers, edges)
     return edges.tolist(), counts.tolist()
 
