@@ -11,6 +11,7 @@ from circuit_breakers.artifact.manifest import (
     Canary,
     Manifest,
     Message,
+    OperatingPoint,
     ProbeSpec,
 )
 from circuit_breakers.artifact.store import (
@@ -30,6 +31,7 @@ __all__ = [
     "Canary",
     "Manifest",
     "Message",
+    "OperatingPoint",
     "ProbeSpec",
     "ProbeWeights",
     "builtin_breaker_path",

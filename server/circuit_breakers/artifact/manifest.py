@@ -1,12 +1,15 @@
 """The manifest of a breaker artifact: what training promises and serving checks.
 
 Every model is frozen and forbids unknown fields, so that a manifest written by a newer version is
-refused instead of half understood.
+refused instead of half understood. New fields are optional and left out of the file at their
+default: a breaker that does not need them has the bytes that it always had, and older versions
+load it. `schema_version` changes when an old field gets another meaning.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
@@ -19,6 +22,7 @@ __all__ = [
     "Canary",
     "Manifest",
     "Message",
+    "OperatingPoint",
     "ProbeSpec",
 ]
 
@@ -27,6 +31,16 @@ SCHEMA_VERSION = 1
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """Lower-case label, usable as a metric label and a tensor name prefix."""
+Layer = Annotated[int, Field(ge=0)]
+"""0-based decoder block whose OUTPUT is read: HF hidden_states[layer + 1]."""
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_empty(value: tuple[object, ...]) -> bool:
+    return not value
 
 
 class _Frozen(BaseModel):
@@ -55,11 +69,34 @@ class Aggregation(_Frozen):
         return self
 
 
+class OperatingPoint(_Frozen):
+    """One promise that the calibration data supports, and the threshold that keeps it."""
+
+    target_fpr: Annotated[float, Field(gt=0, lt=1)]
+    threshold_logit: FiniteFloat
+    num_conversations: Annotated[int, Field(ge=1)]
+    num_trips: Annotated[int, Field(ge=0)]
+    fpr_upper_bound: Annotated[float, Field(gt=0, le=1)]
+    """Clopper-Pearson upper bound at the calibration's confidence; within `target_fpr`."""
+
+    @model_validator(mode="after")
+    def _keeps_its_promise(self) -> OperatingPoint:
+        if self.fpr_upper_bound > self.target_fpr or self.num_trips > self.num_conversations:
+            raise ValueError(
+                f"got {self.num_trips} trips in {self.num_conversations} conversations with an "
+                f"upper bound of {self.fpr_upper_bound}, expected a bound within target_fpr "
+                f"{self.target_fpr}"
+            )
+        return self
+
+
 class Calibration(_Frozen):
     """What held-out benign conversations say about the threshold.
 
     A conversation trips when the running score of any of its tokens, prompt or completion, reaches
-    the threshold; the false-positive rate is per conversation.
+    the threshold; the false-positive rate is per conversation, not per token. Probes of a breaker
+    with a curve were calibrated together: a conversation counts as one trip when any of them trips,
+    so the rate is that of the whole breaker, and each probe carries the same counts.
     """
 
     target_fpr: Annotated[float, Field(gt=0, lt=1)]
@@ -70,18 +107,73 @@ class Calibration(_Frozen):
     """Clopper-Pearson upper bound of the false-positive rate at `confidence`."""
     max_tokens: Annotated[int, Field(ge=1)]
     """Longest calibrated conversation, prompt and completion; the claim ends there."""
+    curve: Annotated[tuple[OperatingPoint, ...], Field(exclude_if=_is_empty)] = ()
+    """Promises that a server may choose from, the loosest first; those that the data cannot support
+    are not in it."""
 
 
 class ProbeSpec(_Frozen):
-    """One linear probe: weights `<name>.weight` (D,) and `<name>.bias` () in probes.safetensors."""
+    """One linear probe; its logit is the sum over its layers of w_l . h_l, plus a bias.
+
+    Weights in probes.safetensors: `<name>.weight`, (D,) for one layer and (L, D) for several, and
+    `<name>.bias` ().
+    """
 
     name: Name
-    layer: Annotated[int, Field(ge=0)]
-    """0-based decoder block whose OUTPUT is read: HF hidden_states[layer + 1]."""
+    layer: Annotated[Layer | None, Field(exclude_if=_is_none)] = None
+    """The block that is read, for a probe of one."""
+    layers: Annotated[tuple[Layer, ...] | None, Field(exclude_if=_is_none)] = None
+    """Instead of `layer`: two or more blocks, ascending, in the order of the weight's rows."""
     aggregation: Aggregation
     threshold_logit: FiniteFloat
     """Trips when the running score is >= this."""
     calibration: Calibration
+
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """Every block that is read, ascending."""
+        if self.layers is not None:
+            return self.layers
+        assert self.layer is not None, "the validator wants one of both"
+        return (self.layer,)
+
+    @model_validator(mode="after")
+    def _reads_one_layer_or_several(self) -> ProbeSpec:
+        if (self.layer is None) == (self.layers is None):
+            raise ValueError(
+                f"got layer {self.layer} and layers {self.layers}, expected exactly one of both: "
+                "layer for one block, layers for several"
+            )
+        if self.layers is not None and (
+            len(self.layers) < 2 or any(a >= b for a, b in pairwise(self.layers))
+        ):
+            raise ValueError(
+                f"got layers {list(self.layers)}, expected at least two, each once, ascending; "
+                "use layer for a single one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _curve_is_in_order(self) -> ProbeSpec:
+        curve = self.calibration.curve
+        if not curve:
+            return self
+        if any(
+            a.target_fpr <= b.target_fpr or a.threshold_logit > b.threshold_logit
+            for a, b in pairwise(curve)
+        ):
+            raise ValueError(
+                "got a curve of "
+                f"{[(point.target_fpr, point.threshold_logit) for point in curve]}, expected "
+                "falling target_fpr and thresholds that do not fall"
+            )
+        own = (self.calibration.target_fpr, self.threshold_logit)
+        if own not in [(point.target_fpr, point.threshold_logit) for point in curve]:
+            raise ValueError(
+                f"got no point of target_fpr {own[0]} and threshold {own[1]} in the curve, "
+                "expected the probe's own threshold among them"
+            )
+        return self
 
 
 class BaseModelSpec(_Frozen):
@@ -134,12 +226,21 @@ class Manifest(_Frozen):
             raise ValueError(f"probe names must be unique; got {names}")
         for p in self.probes:
             # The last block's HF entry is taken after the final norm, so it has no raw stream.
-            if p.layer > self.base_model.num_layers - 2:
+            if (deepest := p.read_layers[-1]) > self.base_model.num_layers - 2:
                 raise ValueError(
-                    f"probe {p.name!r} reads layer {p.layer}; a model of "
+                    f"probe {p.name!r} reads layer {deepest}; a model of "
                     f"{self.base_model.num_layers} layers allows 0 to "
                     f"{self.base_model.num_layers - 2}"
                 )
+        if len({tuple(map(_promise, p.calibration.curve)) for p in self.probes}) > 1:
+            raise ValueError(
+                "probes have curves of different promises; expected the same in each, as probes "
+                "of one breaker are calibrated together"
+            )
         if {c.label for c in self.canaries} != {"harmful", "benign"}:
             raise ValueError("canaries need at least one 'harmful' and one 'benign'")
         return self
+
+
+def _promise(point: OperatingPoint) -> tuple[float, int, int, float]:
+    return point.target_fpr, point.num_conversations, point.num_trips, point.fpr_upper_bound

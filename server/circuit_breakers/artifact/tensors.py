@@ -1,6 +1,6 @@
 """Safetensors bytes of an artifact to checked values: probe weights, and the adapter's soundness.
 
-Shapes: D model width.
+Shapes: D model width, L layers of one probe.
 """
 
 from __future__ import annotations
@@ -32,15 +32,20 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class ProbeWeights(NamedTuple):
-    """Weights of one linear probe; logit = hidden_D @ weight_D + bias."""
+    """Weights of one linear probe; logit = sum over its layers of hidden_D @ weight_D, + bias."""
 
     weight_D: npt.NDArray[np.float32]
-    """float32 (D,), with the standardisation of training folded in."""
+    """float32 (D,), with the standardisation of training folded in; (L, D) for several layers."""
     bias: float
+
+    @property
+    def weight_LD(self) -> npt.NDArray[np.float32]:
+        """A row for each layer, also where there is one."""
+        return np.atleast_2d(self.weight_D)
 
 
 def probes_to_safetensors(weights: Mapping[str, ProbeWeights]) -> bytes:
-    """probes.safetensors: float32 "<name>.weight" (D,) and "<name>.bias" () of each probe."""
+    """probes.safetensors: float32 "<name>.weight" (D,) or (L, D) and "<name>.bias" ()."""
     tensors: dict[str, npt.NDArray[Any]] = {}
     for name in sorted(weights):
         tensors[f"{name}.weight"] = np.ascontiguousarray(weights[name].weight_D)
@@ -57,14 +62,16 @@ def probes_from_safetensors(
         ArtifactError: tensors are missing, unknown, of another shape or dtype, or not finite.
     """
     tensors = _tensors(data, where)
-    want = {f"{p.name}.{part}" for p in probes for part in ("weight", "bias")}
-    if set(tensors) != want:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for p in probes:
+        shapes |= {f"{p.name}.weight": _weight_shape(p, hidden_size), f"{p.name}.bias": ()}
+    if set(tensors) != set(shapes):
         raise ArtifactError(
-            f"{where}: got tensors {sorted(tensors)}, expected {sorted(want)} as the manifest's "
+            f"{where}: got tensors {sorted(tensors)}, expected {sorted(shapes)} as the manifest's "
             f"probes say; {_AGAIN}"
         )
     for key, tensor in tensors.items():
-        shape = [hidden_size] if key.endswith(".weight") else []
+        shape = list(shapes[key])
         if tensor["dtype"] != "F32" or list(tensor["shape"]) != shape:
             raise ArtifactError(
                 f"{where}: tensor {key!r}: got {tensor['dtype']} {list(tensor['shape'])}, expected "
@@ -72,7 +79,9 @@ def probes_from_safetensors(
             )
     weights = {
         p.name: ProbeWeights(
-            weight_D=np.frombuffer(bytes(tensors[f"{p.name}.weight"]["data"]), "<f4"),
+            weight_D=np.frombuffer(bytes(tensors[f"{p.name}.weight"]["data"]), "<f4").reshape(
+                shapes[f"{p.name}.weight"]
+            ),
             bias=float(np.frombuffer(tensors[f"{p.name}.bias"]["data"], "<f4")[0]),
         )
         for p in probes
@@ -84,17 +93,22 @@ def probes_from_safetensors(
 def check_probe_weights(
     weights: Mapping[str, ProbeWeights], probes: Sequence[ProbeSpec], hidden_size: int, where: str
 ) -> None:
-    """Raise ArtifactError unless each probe has finite float32 (D,) weights and a finite bias."""
+    """Raise ArtifactError unless each probe has finite float32 weights and a finite bias.
+
+    Weights are (D,) for a probe of one layer, (L, D) for one of L layers.
+    """
     if set(weights) != {p.name for p in probes}:
         raise ArtifactError(
             f"{where}: got weights for {sorted(weights)}, expected one for each probe: "
             f"{sorted(p.name for p in probes)}; pass the weights of the same probes"
         )
-    for name, (weight_D, bias) in weights.items():
-        if weight_D.dtype != np.float32 or weight_D.shape != (hidden_size,):
+    for p in probes:
+        name, (weight_D, bias) = p.name, weights[p.name]
+        shape = _weight_shape(p, hidden_size)
+        if weight_D.dtype != np.float32 or weight_D.shape != shape:
             raise ArtifactError(
                 f"{where}: probe {name!r}: got {weight_D.dtype} {weight_D.shape}, expected float32 "
-                f"({hidden_size},), the width of the base model; {_AGAIN}"
+                f"{shape}, by its layers and the width of the base model; {_AGAIN}"
             )
         # A bias beyond float32 becomes infinite when it is stored.
         if not np.isfinite(weight_D).all() or not abs(bias) <= _FLOAT32_MAX:
@@ -102,6 +116,11 @@ def check_probe_weights(
                 f"{where}: probe {name!r}: got NaN or infinite weights, expected finite numbers; "
                 "fit the probe again, its training has diverged"
             )
+
+
+def _weight_shape(probe: ProbeSpec, hidden_size: int) -> tuple[int, ...]:
+    num_layers = len(probe.read_layers)
+    return (hidden_size,) if num_layers == 1 else (num_layers, hidden_size)
 
 
 def check_adapter_tensors(data: bytes, where: str) -> None:

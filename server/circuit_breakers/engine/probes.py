@@ -1,21 +1,25 @@
 """The probes of one worker: an op inside the forward pass and the buffer that it writes.
 
-Shapes: N rows of the flattened batch, D model width, K probes of one layer, P probes in all.
+A probe of several layers has a column of the buffer for each; they are added up on the host, where
+a column that was not written makes the sum NaN, which is unscored.
+
+Shapes: N rows of the flattened batch, D model width, K columns of one layer, C columns in all,
+P probes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from circuit_breakers.artifact import Breaker
+from circuit_breakers.artifact import Breaker, ProbeSpec
 from circuit_breakers.engine.compat import decoder_layers
 
-__all__ = ["PendingRows", "WorkerProbes", "register_op"]
+__all__ = ["PendingRows", "ProbeColumns", "WorkerProbes", "register_op"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -30,14 +34,14 @@ def _probe(
     residual_ND: torch.Tensor | None,
     weight_DK: torch.Tensor,
     bias_K: torch.Tensor,
-    out_NP: torch.Tensor,
+    out_NC: torch.Tensor,
     column: int,
 ) -> None:
-    """Writes the logits of K probes into columns [column, column + K) of the first N rows."""
+    """Writes what one layer adds to K probes into columns [column, column + K) of N rows."""
     if _disabled:
         return
     stream_ND = hidden_ND if residual_ND is None else hidden_ND + residual_ND
-    out_NK = out_NP[: hidden_ND.shape[0], column : column + weight_DK.shape[1]]
+    out_NK = out_NC[: hidden_ND.shape[0], column : column + weight_DK.shape[1]]
     torch.addmm(bias_K, stream_ND.float(), weight_DK, out=out_NK)
 
 
@@ -46,7 +50,7 @@ def _probe_fake(
     residual_ND: torch.Tensor | None,
     weight_DK: torch.Tensor,
     bias_K: torch.Tensor,
-    out_NP: torch.Tensor,
+    out_NC: torch.Tensor,
     column: int,
 ) -> None:
     return None
@@ -56,31 +60,69 @@ def register_op() -> None:
     """Makes the op known to torch; once a process."""
     from vllm.utils.torch_utils import direct_register_custom_op
 
-    direct_register_custom_op(_OP_NAME, _probe, mutates_args=["out_NP"], fake_impl=_probe_fake)
+    direct_register_custom_op(_OP_NAME, _probe, mutates_args=["out_NC"], fake_impl=_probe_fake)
+
+
+class ProbeColumns:
+    """Which columns of the buffer make up which probe: one for each layer that it reads.
+
+    They are grouped by layer, so that a layer's columns are one matmul.
+    """
+
+    def __init__(self, specs: Sequence[ProbeSpec]) -> None:
+        layers = sorted({layer for spec in specs for layer in spec.read_layers})
+        self.by_layer = {
+            layer: [p for p, spec in enumerate(specs) if layer in spec.read_layers]
+            for layer in layers
+        }
+        """Probes of each layer, in the order of their columns; layers ascending."""
+        pairs = [(layer, p) for layer, probes in self.by_layer.items() for p in probes]
+        column_of = {pair: column for column, pair in enumerate(pairs)}
+        self.num_columns = len(pairs)
+        self._first_P = np.array([column_of[s.read_layers[0], p] for p, s in enumerate(specs)])
+        self._further = [
+            (p, column_of[layer, p]) for p, s in enumerate(specs) for layer in s.read_layers[1:]
+        ]
+
+    def first_column(self, layer: int) -> int:
+        """Where the columns of `layer` begin."""
+        return sum(len(probes) for other, probes in self.by_layer.items() if other < layer)
+
+    def to_logits(self, part_NC: FloatArray) -> FloatArray:
+        """Logits (N, P), probes in manifest order; layers are added from the lowest up."""
+        if self.num_columns == 1:
+            return part_NC
+        logit_NP = part_NC[:, self._first_P]
+        if self._further:
+            # Infinities that cancel give NaN, which is unscored; there is nothing to warn of.
+            with np.errstate(invalid="ignore", over="ignore"):
+                for p, column in self._further:
+                    logit_NP[:, p] += part_NC[:, column]
+        return logit_NP
 
 
 class PendingRows:
     """Rows on their way from the device; `get` waits for them."""
 
-    def __init__(self, logit_NP: torch.Tensor | FloatArray, order_P: npt.NDArray[np.intp]) -> None:
+    def __init__(self, part_NC: torch.Tensor | FloatArray, columns: ProbeColumns) -> None:
         """Copies the rows before the next step blanks the buffer."""
-        self._order_P = order_P
+        self._columns = columns
         self._ready: Any = None
-        if isinstance(logit_NP, np.ndarray):
-            self._host_NP = logit_NP.copy()
+        if isinstance(part_NC, np.ndarray):
+            self._host_NC = part_NC.copy()
             return
-        self._device_NP = logit_NP.clone()
-        host_NP = torch.empty_like(self._device_NP, device="cpu", pin_memory=True)
-        host_NP.copy_(self._device_NP, non_blocking=True)
-        self._ready = torch.Event(logit_NP.device)
+        self._device_NC = part_NC.clone()
+        host_NC = torch.empty_like(self._device_NC, device="cpu", pin_memory=True)
+        host_NC.copy_(self._device_NC, non_blocking=True)
+        self._ready = torch.Event(part_NC.device)
         self._ready.record()
-        self._host_NP = host_NP.numpy()
+        self._host_NC = host_NC.numpy()
 
     def get(self) -> FloatArray:
         """Logits of the step's N rows, float32 (N, P), probes in manifest order."""
         if self._ready is not None:
             self._ready.synchronize()
-        return self._host_NP[:, self._order_P] if len(self._order_P) > 1 else self._host_NP
+        return self._columns.to_logits(self._host_NC)
 
 
 class WorkerProbes:
@@ -99,46 +141,51 @@ class WorkerProbes:
         self.digest = breaker.digest
         self._num_rows = 0
         specs = breaker.manifest.probes
-        self._logit_NP = torch.full(
-            (num_rows, len(specs)), float("nan"), dtype=torch.float32, device=device
+        self._columns = ProbeColumns(specs)
+        self._part_NC = torch.full(
+            (num_rows, self._columns.num_columns),
+            float("nan"),
+            dtype=torch.float32,
+            device=device,
         )
-        on_host = self._logit_NP.device.type == "cpu"
-        self._host_NP: FloatArray | None = self._logit_NP.numpy() if on_host else None
+        on_host = self._part_NC.device.type == "cpu"
+        self._host_NC: FloatArray | None = self._part_NC.numpy() if on_host else None
         """The buffer once more, where numpy can reach it: several times cheaper a step."""
         self._handles: list[Any] = []
         self._hooks: list[tuple[Any, Any]] = []
-        by_layer: dict[int, list[int]] = defaultdict(list)
-        for p, spec in enumerate(specs):
-            by_layer[spec.layer].append(p)
-        # Buffer columns are grouped by layer, so that a layer's probes are one matmul.
-        columns = [p for layer in sorted(by_layer) for p in by_layer[layer]]
-        self._order_P = np.argsort(np.array(columns))
         blocks = decoder_layers(model)
-        for layer in sorted(by_layer):
+        for layer, probes in self._columns.by_layer.items():
             if _is_on_another_stage(blocks[layer]):
                 continue
-            weights = [breaker.weights[specs[p].name] for p in by_layer[layer]]
-            weight_DK = torch.from_numpy(np.stack([w.weight_D for w in weights], axis=1))
-            bias_K = torch.tensor([w.bias for w in weights], dtype=torch.float32)
+            at = [specs[p].read_layers.index(layer) for p in probes]
+            weights = [breaker.weights[specs[p].name] for p in probes]
+            weight_DK = torch.from_numpy(
+                np.stack([w.weight_LD[i] for w, i in zip(weights, at, strict=True)], axis=1)
+            )
+            # The bias comes in once, with the lowest of a probe's layers.
+            bias_K = torch.tensor(
+                [0.0 if i else w.bias for w, i in zip(weights, at, strict=True)],
+                dtype=torch.float32,
+            )
             self._hook(
                 blocks[layer],
                 weight_DK.float().to(device).contiguous(),
                 bias_K.to(device),
-                columns.index(by_layer[layer][0]),
+                self._columns.first_column(layer),
             )
         self.enabled = False
         self.enable(True)
 
     def _hook(self, block: Any, weight_DK: torch.Tensor, bias_K: torch.Tensor, column: int) -> None:
         op = getattr(torch.ops.vllm, _OP_NAME)
-        out_NP = self._logit_NP
+        out_NC = self._part_NC
 
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             # Fused blocks return (hidden, residual), whose sum is the stream; others the stream.
             hidden, residual = output if isinstance(output, tuple) else (output, None)
             # As an op, it is opaque to the compiler; a plain call is cheaper.
             probe = op if torch.compiler.is_compiling() else _probe
-            probe(hidden, residual, weight_DK, bias_K, out_NP, column)
+            probe(hidden, residual, weight_DK, bias_K, out_NC, column)
 
         self._hooks.append((block, hook))
 
@@ -157,28 +204,28 @@ class WorkerProbes:
             self._handles = []
         self.enabled = on
 
-    def begin_step(self, num_rows: int, earlier_NP: torch.Tensor | None = None) -> None:
+    def begin_step(self, num_rows: int, earlier_NC: torch.Tensor | None = None) -> None:
         """Blanks the rows of the coming step: one that is not written reads as unscored.
 
         Args:
-            earlier_NP: what the stage before handed on, own columns blank.
+            earlier_NC: what the stage before handed on, own columns blank.
         """
         self._num_rows = num_rows
-        if earlier_NP is not None:
-            self._logit_NP[:num_rows].copy_(earlier_NP[:num_rows])
-        elif self._host_NP is not None:
-            self._host_NP[:num_rows] = np.nan
+        if earlier_NC is not None:
+            self._part_NC[:num_rows].copy_(earlier_NC[:num_rows])
+        elif self._host_NC is not None:
+            self._host_NC[:num_rows] = np.nan
         else:
-            self._logit_NP[:num_rows].fill_(float("nan"))
+            self._part_NC[:num_rows].fill_(float("nan"))
 
     def hand_on(self) -> torch.Tensor:
-        """The step's rows for the next pipeline stage, float32 (N, P), columns by layer."""
-        return self._logit_NP[: self._num_rows].clone()
+        """The step's rows for the next pipeline stage, float32 (N, C), columns by layer."""
+        return self._part_NC[: self._num_rows].clone()
 
     def take_rows(self) -> PendingRows:
         """The step's rows, on their way to the host."""
-        buffer_NP = self._logit_NP if self._host_NP is None else self._host_NP
-        return PendingRows(buffer_NP[: self._num_rows], self._order_P)
+        buffer_NC = self._part_NC if self._host_NC is None else self._host_NC
+        return PendingRows(buffer_NC[: self._num_rows], self._columns)
 
 
 def _is_on_another_stage(block: Any) -> bool:

@@ -120,12 +120,12 @@ def _wrap_steps(runner: Any, probes: WorkerProbes) -> None:
     def guarded_execute_model(
         scheduler_output: Any, intermediate_tensors: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        earlier_NP = None
+        earlier_NC = None
         if intermediate_tensors is not None:
             # Out of vLLM's sight: it looks for a buffer of its own for whatever it finds there.
             # Without it (a dummy run) the columns of earlier stages stay blank.
-            earlier_NP = intermediate_tensors.tensors.pop(_RELAY_KEY, None)
-        probes.begin_step(scheduler_output.total_num_scheduled_tokens, earlier_NP)
+            earlier_NC = intermediate_tensors.tensors.pop(_RELAY_KEY, None)
+        probes.begin_step(scheduler_output.total_num_scheduled_tokens, earlier_NC)
         output = execute_model(scheduler_output, intermediate_tensors, *args, **kwargs)
         if isinstance(output, IntermediateTensors) and probes.enabled:
             output.tensors[_RELAY_KEY] = probes.hand_on()

@@ -24,6 +24,36 @@ def set_at(*path: str | int, value: object) -> Callable[[Any], None]:
     return change
 
 
+def reads(*layers: int) -> Callable[[Any], None]:
+    """A change that makes the first probe read several layers."""
+
+    def change(manifest: Any) -> None:
+        del manifest["probes"][0]["layer"]
+        manifest["probes"][0]["layers"] = list(layers)
+
+    return change
+
+
+def curve(*points: tuple[float, float], of_all: bool = True) -> Callable[[Any], None]:
+    """A change that gives the first probe, or every one, a curve of (target_fpr, threshold)."""
+
+    def change(manifest: Any) -> None:
+        manifest["probes"][1]["threshold_logit"] = manifest["probes"][0]["threshold_logit"]
+        for probe in manifest["probes"][: None if of_all else 1]:
+            probe["calibration"]["curve"] = [
+                {
+                    "target_fpr": target_fpr,
+                    "threshold_logit": threshold,
+                    "num_conversations": 300,
+                    "num_trips": 0,
+                    "fpr_upper_bound": 0.00994,
+                }
+                for target_fpr, threshold in points
+            ]
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -35,6 +65,21 @@ def set_at(*path: str | int, value: object) -> Callable[[Any], None]:
         (set_at("probes", 0, "extra", value=1), r"got unknown field 'probes\.0\.extra'"),
         (set_at("probes", 0, "layer", value="1"), r"field 'probes\.0\.layer': got '1', expected"),
         (set_at("probes", 0, "layer", value=3), "reads layer 3; a model of 4 layers allows 0 to 2"),
+        (lambda m: m["probes"][0].pop("layer"), "layer None and layers None, expected exactly one"),
+        (
+            set_at("probes", 0, "layers", value=[1, 2]),
+            r"layer 1 and layers \(1, 2\), expected exac",
+        ),
+        (reads(1, 3), "reads layer 3; a model of 4 layers allows 0 to 2"),
+        (reads(1), r"got layers \[1\], expected at least two"),
+        (reads(2, 1), r"got layers \[2, 1\], expected at least two, each once, ascending"),
+        (reads(1, 1), r"got layers \[1, 1\], expected at least two, each once, ascending"),
+        (reads(-1, 1), r"layers\.0': got -1"),
+        (curve((0.05, 2.0), (0.05, 2.5)), "expected falling target_fpr"),
+        (curve((0.05, 3.0), (0.01, 2.5)), "thresholds that do not fall"),
+        (curve((0.05, 2.0)), r"no point of target_fpr 0\.01 and threshold 2\.5 in the curve"),
+        (curve((0.01, 2.5), (0.005, 3.0)), r"bound of 0\.00994, expected a bound within"),
+        (curve((0.01, 2.5), of_all=False), "curves of different promises; expected the same"),
         (set_at("probes", 1, "name", value="layer1"), "probe names must be unique"),
         (set_at("probes", value=[]), "field 'probes': got"),
         (set_at("probes", 0, "aggregation", "kind", value="min"), r"aggregation\.kind': got 'min'"),
@@ -73,6 +118,24 @@ def test_refuses_what_is_no_manifest(data: bytes, message: str) -> None:
 def test_round_trips_byte_for_byte(saved: Breaker) -> None:
     data = (saved.path / "manifest.json").read_bytes()
     assert manifest_to_json(manifest_from_json(data, "manifest.json")) == data
+
+
+def test_a_breaker_that_needs_no_new_field_has_none(golden_path: Path) -> None:
+    """Older versions refuse unknown fields, so what they can serve is written as they know it."""
+    data = (golden_path / "manifest.json").read_bytes()
+    assert manifest_to_json(manifest_from_json(data, "manifest.json")) == data
+    assert b'"layers"' not in data and b'"curve"' not in data
+
+
+def test_several_layers_and_a_curve_round_trip(edit_manifest: EditManifest) -> None:
+    def change(manifest: Any) -> None:
+        curve((0.05, 2.0), (0.01, 2.5))(manifest)
+
+    manifest = load_breaker(edit_manifest(change)).manifest
+    data = manifest_to_json(manifest)
+    assert manifest_from_json(data, "manifest.json") == manifest
+    points = manifest.probes[1].calibration.curve
+    assert [(p.target_fpr, p.threshold_logit) for p in points] == [(0.05, 2.0), (0.01, 2.5)]
 
 
 def test_shows_at_most_three_problems(edit_manifest: EditManifest) -> None:

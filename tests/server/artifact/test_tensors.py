@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from circuit_breakers.artifact import Breaker, load_breaker
+from circuit_breakers.artifact import Breaker, ProbeWeights, load_breaker, save_breaker
 from circuit_breakers.errors import ArtifactError
 
 Forge = Callable[[str, bytes], Path]
@@ -49,6 +49,57 @@ def probes(**changed: Any) -> bytes:
 def test_refuses_bad_probe_tensors(data: bytes, message: str, forge: Forge) -> None:
     with pytest.raises(ArtifactError, match=rf"probes\.safetensors.*{message}"):
         load_breaker(forge("probes.safetensors", data))
+
+
+def two_layers(parts: dict[str, Any], weight_LD: Any) -> dict[str, Any]:
+    """Arguments of save_breaker with a first probe that reads layers 0 and 2."""
+    first = parts["probes"][0].model_copy(update={"layer": None, "layers": (0, 2)})
+    parts["probes"] = [first, *parts["probes"][1:]]
+    parts["weights"]["layer1"] = ProbeWeights(weight_LD, 0.5)
+    return parts
+
+
+def test_several_layers_have_a_row_each(parts: dict[str, Any], tmp_path: Path) -> None:
+    weight_LD = np.arange(16, dtype=np.float32).reshape(2, 8)
+    saved = save_breaker(tmp_path / "new", **two_layers(parts, weight_LD))
+    breaker = load_breaker(saved.path)
+    assert breaker.manifest.probes[0].read_layers == (0, 2)
+    assert np.array_equal(breaker.weights["layer1"].weight_D, weight_LD)
+    assert np.array_equal(breaker.weights["layer1"].weight_LD, weight_LD)
+    assert breaker.weights["layer1"].bias == 0.5
+    # One layer is a row too.
+    assert breaker.weights["layer2"].weight_LD.shape == (1, 8)
+    manifest = json.loads((saved.path / "manifest.json").read_text())
+    assert "layer" not in manifest["probes"][0]
+    assert "layers" not in manifest["probes"][1]
+
+
+@pytest.mark.parametrize(
+    ("weight_LD", "message"),
+    [
+        (np.ones(16, np.float32), r"got float32 \(16,\), expected float32 \(2, 8\)"),
+        (np.ones((3, 8), np.float32), r"got float32 \(3, 8\), expected float32 \(2, 8\)"),
+        (np.ones((8, 2), np.float32), r"got float32 \(8, 2\)"),
+        (np.full((2, 8), np.nan, np.float32), "NaN or infinite weights"),
+    ],
+)
+def test_refuses_weights_that_do_not_fit_the_layers(
+    weight_LD: Any, message: str, parts: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        save_breaker(tmp_path / "new", **two_layers(parts, weight_LD))
+
+
+def test_refuses_a_file_with_fewer_rows_than_layers(
+    parts: dict[str, Any], tmp_path: Path, forge: Forge
+) -> None:
+    breaker_dir = forge("probes.safetensors", probes())
+    manifest = json.loads((breaker_dir / "manifest.json").read_text())
+    del manifest["probes"][0]["layer"]
+    manifest["probes"][0]["layers"] = [0, 2]
+    (breaker_dir / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"got F32 \[8\], expected F32 \[2, 8\]"):
+        load_breaker(breaker_dir)
 
 
 def test_probe_weights_are_read_only(saved: Breaker) -> None:

@@ -34,6 +34,7 @@ from circuit_breakers.artifact.manifest import (
     Calibration,
     Canary,
     Message,
+    OperatingPoint,
     ProbeSpec,
 )
 from circuit_breakers.models import ResolvedModel
@@ -41,7 +42,8 @@ from circuit_breakers.models import ResolvedModel
 if TYPE_CHECKING:
     from . import tiny
 
-PROBE_LAYERS = (4, 17)
+PROBE_LAYERS = ((4,), (11, 17))
+"""One probe of a single layer, one of two."""
 CALIBRATION = Calibration(
     target_fpr=0.01, num_conversations=300, num_trips=0, fpr_upper_bound=0.00994, max_tokens=256
 )
@@ -74,25 +76,45 @@ def write_adapter(out: Path, model: ResolvedModel, scale: float) -> Path:
     return out
 
 
+def with_curve(threshold: float) -> Calibration:
+    """CALIBRATION, and a looser promise that is kept at half the threshold."""
+    # Clopper-Pearson bounds of 8 and 0 trips in 300.
+    points = ((0.05, threshold / 2, 8, 0.04761), (0.01, threshold, 0, 0.00994))
+    curve = tuple(
+        OperatingPoint(
+            target_fpr=target_fpr,
+            threshold_logit=logit,
+            num_conversations=300,
+            num_trips=num_trips,
+            fpr_upper_bound=bound,
+        )
+        for target_fpr, logit, num_trips, bound in points
+    )
+    return CALIBRATION.model_copy(update={"curve": curve})
+
+
 def write_breaker(
     out: Path, model: ResolvedModel, adapter_dir: Path, thresholds: Sequence[float]
 ) -> Breaker:
-    """A breaker with one random probe on each of PROBE_LAYERS."""
+    """A breaker with one random probe for each of PROBE_LAYERS."""
     rng = np.random.default_rng(2)
     specs, weights = [], {}
-    for layer, threshold in zip(PROBE_LAYERS, thresholds, strict=True):
-        name = f"layer{layer}"
+    for layers, threshold in zip(PROBE_LAYERS, thresholds, strict=True):
+        name = f"layer{layers[-1]}"
+        alone = len(layers) == 1
         specs.append(
             ProbeSpec(
                 name=name,
-                layer=layer,
+                layer=layers[0] if alone else None,
+                layers=None if alone else layers,
                 aggregation=Aggregation(kind="max"),
                 threshold_logit=threshold,
-                calibration=CALIBRATION,
+                calibration=with_curve(threshold),
             )
         )
+        shape = (model.hidden_size,) if alone else (len(layers), model.hidden_size)
         weights[name] = ProbeWeights(
-            rng.normal(0, 0.02, model.hidden_size).astype(np.float32), 0.25 * layer
+            rng.normal(0, 0.02, shape).astype(np.float32), 0.25 * layers[-1]
         )
     return save_breaker(
         out,
@@ -167,8 +189,12 @@ def reference(smollm2: ResolvedModel, breaker: Breaker) -> Callable[[Sequence[in
             hidden = model(torch.tensor([list(token_ids)]), output_hidden_states=True).hidden_states
         columns = []
         for spec in breaker.manifest.probes:
-            weight_D, bias = breaker.weights[spec.name]
-            columns.append(hidden[spec.layer + 1][0].numpy() @ weight_D + bias)
+            weights = breaker.weights[spec.name]
+            parts = [
+                hidden[layer + 1][0].numpy() @ weight_D
+                for layer, weight_D in zip(spec.read_layers, weights.weight_LD, strict=True)
+            ]
+            columns.append(sum(parts) + weights.bias)
         return np.stack(columns, axis=1)
 
     return logits

@@ -45,7 +45,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ResolvedMo
         # Two workers share the cores of one node.
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         model = tiny.write_llama(root / "model")
-        # Blocks 1 and 4 are on different stages of two.
+        # Blocks 1 and 4 are on different stages of two, and one probe reads both.
         yield model, tiny.write_tiny_breaker(root / "breaker", model)
 
 

@@ -1,7 +1,8 @@
 """Scores from inside vLLM equal a transformers forward over the same tokens, position by position.
 
-Tolerance: both run float32 with different summation orders. Logits here have a standard deviation
-of several units; 2e-3 absolute is 10 times the worst difference seen on two CPUs.
+One probe reads one layer, the other two. Tolerance: both run float32 with different summation
+orders. Logits here have a standard deviation of several units; 2e-3 absolute is 10 times the worst
+difference seen on two CPUs.
 """
 
 from __future__ import annotations

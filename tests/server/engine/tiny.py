@@ -77,23 +77,28 @@ def _save(model: Any, out: Path) -> ResolvedModel:
 
 
 def write_tiny_breaker(
-    out: Path, model: ResolvedModel, layers: Sequence[int] = (1, 4, 4)
+    out: Path,
+    model: ResolvedModel,
+    layers: Sequence[tuple[int, ...]] = ((1,), (1, 4), (4,)),
 ) -> Breaker:
-    """One random probe a named layer (a layer may come twice), thresholds out of reach."""
+    """One random probe for each set of layers, thresholds out of reach."""
     rng = np.random.default_rng(3)
     specs, weights = [], {}
-    for i, layer in enumerate(layers):
+    for i, read in enumerate(layers):
+        alone = len(read) == 1
         aggregation = Aggregation(kind="max") if i % 2 == 0 else Aggregation(kind="ema", alpha=0.4)
         specs.append(
             ProbeSpec(
                 name=f"probe{i}",
-                layer=layer,
+                layer=read[0] if alone else None,
+                layers=None if alone else read,
                 aggregation=aggregation,
                 threshold_logit=1e9,
                 calibration=CALIBRATION,
             )
         )
-        weight_D = rng.normal(0, 1, model.hidden_size).astype(np.float32)
+        shape = (model.hidden_size,) if alone else (len(read), model.hidden_size)
+        weight_D = rng.normal(0, 1, shape).astype(np.float32)
         weights[f"probe{i}"] = ProbeWeights(weight_D / 10, 0.5 * i)
     adapter = write_adapter(out.parent / f"{out.name}-adapter", model, 0.05)
     return save_breaker(
@@ -154,9 +159,13 @@ class Oracle:
             ).hidden_states
         columns = []
         for spec in self._breaker.manifest.probes:
-            weight_D, bias = self._breaker.weights[spec.name]
+            weights = self._breaker.weights[spec.name]
             # The last entry of hidden_states is normalised, which no probe layer here reads.
-            columns.append(hidden[spec.layer + 1][0].numpy() @ weight_D + bias)
+            parts = [
+                hidden[layer + 1][0].numpy() @ weight_D
+                for layer, weight_D in zip(spec.read_layers, weights.weight_LD, strict=True)
+            ]
+            columns.append(sum(parts) + weights.bias)
         return np.stack(columns, axis=1)
 
 

@@ -54,7 +54,7 @@ class HiddenStates:
             directory: where the files go.
         """
         # vLLM counts as transformers does: entry i is what block i reads.
-        layers = sorted({probe.layer + 1 for probe in breaker.manifest.probes})
+        layers = sorted({i + 1 for probe in breaker.manifest.probes for i in probe.read_layers})
         hf_config = {"eagle_aux_hidden_state_layer_ids": layers}
         self._engine = start(
             arguments

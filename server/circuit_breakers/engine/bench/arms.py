@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from circuit_breakers.artifact import Breaker, ProbeWeights, save_breaker
+from circuit_breakers.artifact import Breaker, ProbeSpec, ProbeWeights, save_breaker
 from circuit_breakers.engine import probes as probes_module
 from circuit_breakers.engine.bench.blocks import BenchEngine, Block
 from circuit_breakers.engine.probes import WorkerProbes
@@ -65,7 +65,7 @@ class GuardSwitch:
         self._variables: dict[int | None, dict[str, Any]] = {}
         if not compiled:
             self._variables[None] = _taken_off(self.probes)
-        num_rows = len(self.probes._logit_NP)
+        num_rows = len(self.probes._part_NC)
         for other in others:
             number = len(other.manifest.probes)
             policy = Policy.from_manifest(other.manifest, "enforce")
@@ -154,13 +154,14 @@ def breaker_with_probes(
     """
     assert 1 <= num_probes <= _MAX_PROBES, "the manifest allows no other number"
     manifest = breaker.manifest
-    own = manifest.probes[:num_probes]
+    # Without curves: the others would have to have the same.
+    own = [_without_curve(p) for p in manifest.probes[:num_probes]]
     weights = {p.name: breaker.weights[p.name] for p in own}
     norm = float(np.linalg.norm(weights[own[0].name].weight_D))
     rng = np.random.default_rng(0)
     # The last block has no raw stream to read.
     num_readable = manifest.base_model.num_layers - 1
-    layers = [own[0].layer]
+    layers = [own[0].read_layers[0]]
     layers += [layer for i in range(num_readable) if (layer := i * 5 % num_readable) != layers[0]]
     layers = list(dict.fromkeys(layers))[:num_layers]
     synthetic = []
@@ -170,6 +171,7 @@ def breaker_with_probes(
         update = {
             "name": f"synthetic{i}",
             "layer": layers[(i + len(own)) % len(layers)],
+            "layers": None,
             "threshold_logit": _OUT_OF_REACH_LOGIT,
         }
         synthetic.append(own[0].model_copy(update=update))
@@ -186,3 +188,8 @@ def breaker_with_probes(
         canaries=manifest.canaries,
         extra_files={},
     )
+
+
+def _without_curve(probe: ProbeSpec) -> ProbeSpec:
+    calibration = probe.calibration.model_copy(update={"curve": ()})
+    return probe.model_copy(update={"calibration": calibration})
