@@ -45,6 +45,10 @@ class ServeSettings(BaseSettings):
     """observe reports trips and never stops a request; enforce stops it."""
     adapter: Literal["merged", "dynamic"] = "merged"
     """merged bakes the adapter into the weights at load; dynamic runs it as a LoRA, slower."""
+    target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of benign conversations that may trip, at most: takes the lowest thresholds that the
+    breaker's calibration proves it for, and refuses to start when there are none. None takes the
+    promise that the breaker was exported with."""
     loras: dict[str, Path] = {}
     """LoRA adapters of the operator's own on top of the merged breaker, by the name that clients
     pass as `model`. The thresholds were calibrated without them."""

@@ -32,6 +32,8 @@ def test_a_bad_value_is_named_by_the_place_it_came_from(monkeypatch: pytest.Monk
         load_settings()
     with pytest.raises(ConfigError, match=r"--port: got 70000"):
         load_settings(mode="observe", port=70000)
+    with pytest.raises(ConfigError, match=r"--target-fpr: got 1\.0"):
+        load_settings(mode="observe", target_fpr=1.0)
 
 
 def test_an_unknown_setting_is_refused() -> None:

@@ -36,6 +36,8 @@ def breaker_json(serving: Serving) -> dict[str, Any]:
     guarded = serving.guarded
     breaker = guarded.breaker
     manifest = breaker.manifest
+    # The same in every probe that was calibrated together with the others.
+    in_force = guarded.policy.probes[0].calibration
     return {
         "object": "breaker",
         "name": manifest.name,
@@ -45,6 +47,7 @@ def breaker_json(serving: Serving) -> dict[str, Any]:
         "base_model": manifest.base_model.model_dump(mode="json"),
         "mode": guarded.mode,
         "policy": guarded.policy.name,
+        "operating_point": in_force.model_dump(mode="json", exclude={"curve"}),
         "probes": [
             probe.model_dump(mode="json", exclude_none=True) for probe in guarded.policy.probes
         ],

@@ -110,7 +110,14 @@ class EndpointPlugin:
                 "the plugin 'circuit_breakers' broken? See the log from its load on"
             )
         breaker = config.load_breaker()
-        guarded = await guarded_engine(engine_client, breaker, config.mode, config.adapter, args)
+        guarded = await guarded_engine(
+            engine_client,
+            breaker,
+            config.mode,
+            config.adapter,
+            args,
+            target_fpr=config.target_fpr,
+        )
         await init_app_state(guarded, state, args, await guarded.get_supported_tasks())
         serving = Serving(guarded, state)
         await run_canaries(serving)

@@ -34,6 +34,7 @@ from circuit_breakers.api.preflight import (
 from circuit_breakers.api.service import Service
 from circuit_breakers.artifact import Breaker, builtin_breaker_path, load_breaker
 from circuit_breakers.errors import ConfigError
+from circuit_breakers.guard.operating_point import probes_at
 from circuit_breakers.models import ResolvedModel, resolve_model
 from circuit_breakers.settings import ServeSettings
 
@@ -67,7 +68,8 @@ def load_parts(settings: ServeSettings) -> tuple[ResolvedModel, Breaker]:
     """Model and breaker, each verified, and fitting each other.
 
     Raises:
-        CircuitBreakersError: one is missing or broken, or they do not belong together.
+        CircuitBreakersError: one is missing or broken, they do not belong together, or the
+            breaker's data does not support the promise that was asked for.
     """
     model = resolve_model(settings.model, revision=settings.revision)
     path = settings.breaker or builtin_breaker_path(model.name)
@@ -78,6 +80,8 @@ def load_parts(settings: ServeSettings) -> tuple[ResolvedModel, Breaker]:
         )
     breaker = load_breaker(path)
     breaker.check_fits(model.spec())
+    # Said now, not after the minute that the engine takes.
+    probes_at(breaker.manifest, settings.target_fpr)
     return model, breaker
 
 

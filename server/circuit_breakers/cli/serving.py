@@ -35,6 +35,12 @@ def serve(
     adapter: Annotated[
         str | None, typer.Option(help="merged into the weights, or dynamic (slower). [merged]")
     ] = None,
+    target_fpr: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of benign conversations that may trip, e.g. 0.001. [the breaker's own]"
+        ),
+    ] = None,
     loras: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,12 +119,19 @@ def verify(
     typer.echo(f"base model: {manifest.base_model.id}, {manifest.base_model.num_layers} layers")
     for probe in manifest.probes:
         calibration = probe.calibration
+        layers = " + ".join(map(str, probe.read_layers))
         typer.echo(
-            f"probe {probe.name}: layer {probe.layer}, threshold {probe.threshold_logit:.3f}, "
+            f"probe {probe.name}: layer {layers}, threshold {probe.threshold_logit:.3f}, "
             f"{calibration.num_trips} trips in {calibration.num_conversations} benign "
             f"conversations (rate at most {calibration.fpr_upper_bound:.2%} at "
             f"{calibration.confidence:.0%} confidence)"
         )
+        for point in calibration.curve:
+            typer.echo(
+                f"  serve --target-fpr {point.target_fpr:g}: threshold "
+                f"{point.threshold_logit:.3f}, {point.num_trips} trips in "
+                f"{point.num_conversations} (at most {point.fpr_upper_bound:.2%})"
+            )
 
 
 @app.command()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from circuit_breakers.engine.config import CONFIG_KEY, AdapterKind
 from circuit_breakers.errors import ConfigError
@@ -28,6 +29,8 @@ class BreakerRequest(BaseModel):
     """Directory of the breaker artifact."""
     mode: Mode = "enforce"
     adapter: AdapterKind = "merged"
+    target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of benign conversations that may trip, at most; None takes the breaker's own."""
 
 
 def is_requested(additional_config: Any, environ: Mapping[str, str]) -> bool:
@@ -74,7 +77,8 @@ def requested_breaker(additional_config: Any, environ: Mapping[str, str]) -> Bre
         )
         raise ConfigError(
             f"the breaker's settings do not fit: {problems}; expected breaker (a directory), and "
-            "optionally mode (observe, enforce) and adapter (merged, dynamic)"
+            "optionally mode (observe, enforce), adapter (merged, dynamic) and target_fpr (a "
+            "share between 0 and 1)"
         ) from e
 
 
@@ -87,4 +91,7 @@ def is_full_form(additional_config: Any) -> bool:
 def _comparable(name: str, value: Any) -> Any:
     if name == "breaker" and isinstance(value, str):
         return Path(value).expanduser().resolve()
+    if name == "target_fpr":
+        with suppress(TypeError, ValueError):
+            return float(value)
     return value

@@ -43,6 +43,8 @@ class EngineGuardConfig:
     """sha256 of the manifest; a breaker replaced on disk after launch is refused."""
     mode: Mode
     adapter: AdapterKind
+    target_fpr: float | None = None
+    """The promise whose thresholds are in force; None takes the breaker's own."""
 
     def to_additional_config(self) -> dict[str, Any]:
         return {CONFIG_KEY: asdict(self)}
@@ -69,6 +71,12 @@ class EngineGuardConfig:
             raise ConfigError(
                 f"additional_config[{CONFIG_KEY!r}]: got mode {config.mode!r}, adapter "
                 f"{config.adapter!r}; expected observe|enforce, merged|dynamic"
+            )
+        target_fpr = config.target_fpr
+        if target_fpr is not None and not (isinstance(target_fpr, float) and 0 < target_fpr < 1):
+            raise ConfigError(
+                f"additional_config[{CONFIG_KEY!r}]: got target_fpr {target_fpr!r}, expected a "
+                "share between 0 and 1, or none"
             )
         return config
 

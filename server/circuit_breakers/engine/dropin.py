@@ -108,7 +108,13 @@ def guard_engine_args(args: Any, request: BreakerRequest) -> None:
     # Deferred: merging needs torch and peft.
     from circuit_breakers.engine.launch import guard_arguments
 
-    arguments = guard_arguments(model, breaker, mode=request.mode, adapter=request.adapter)
+    arguments = guard_arguments(
+        model,
+        breaker,
+        mode=request.mode,
+        adapter=request.adapter,
+        target_fpr=request.target_fpr,
+    )
     if args.served_model_name is None:
         args.served_model_name = [_typed_name(args)]
     arguments["additional_config"] = args.additional_config | arguments["additional_config"]

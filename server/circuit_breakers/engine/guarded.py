@@ -160,19 +160,21 @@ class GuardedEngine:
         lora_request: Any,
         vllm_args: Any,
         loras: Mapping[str, Any] = MappingProxyType({}),
+        target_fpr: float | None = None,
     ) -> None:
         """Puts the guard in front of `engine`.
 
         Args:
             lora_request: the dynamic breaker's, under which every request runs; None when merged.
             loras: LoRARequests that the operator lists, by name; any other one is refused.
+            target_fpr: as the engine core has it, or the two would judge by different thresholds.
         """
         self._engine = engine
         self._lora_request = lora_request
         self.loras = loras
         self.breaker = breaker
         self.mode = mode
-        self.policy = Policy.from_manifest(breaker.manifest, mode)
+        self.policy = Policy.from_manifest(breaker.manifest, mode, target_fpr)
         self.vllm_args = vllm_args
         """Namespace of vLLM's own argument parser, for its serving classes."""
 

@@ -26,6 +26,7 @@ from circuit_breakers.errors import (
     UnsupportedEngineError,
 )
 from circuit_breakers.guard.decision import Mode
+from circuit_breakers.guard.operating_point import probes_at
 from circuit_breakers.models import ResolvedModel
 
 __all__ = [
@@ -51,6 +52,8 @@ class EngineSettings(BaseModel):
     mode: Mode = "enforce"
     adapter: AdapterKind = "merged"
     """merged: into the weights, free at run time. dynamic: vLLM's LoRA, slower."""
+    target_fpr: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of benign conversations that may trip, at most; None takes the breaker's own."""
     loras: dict[str, Path] = {}
     """LoRA directories on top of the merged breaker, by the name that clients ask for."""
     dtype: str = "auto"
@@ -83,7 +86,13 @@ def engine_arguments(
         "max_num_batched_tokens": settings.max_num_batched_tokens,
     }
     return {
-        **guard_arguments(model, breaker, mode=settings.mode, adapter=settings.adapter),
+        **guard_arguments(
+            model,
+            breaker,
+            mode=settings.mode,
+            adapter=settings.adapter,
+            target_fpr=settings.target_fpr,
+        ),
         **_lora_arguments(settings),
         "served_model_name": [settings.served_name],
         "dtype": settings.dtype,
@@ -97,18 +106,28 @@ def engine_arguments(
 
 
 def guard_arguments(
-    model: ResolvedModel, breaker: Breaker, *, mode: Mode, adapter: AdapterKind
+    model: ResolvedModel,
+    breaker: Breaker,
+    *,
+    mode: Mode,
+    adapter: AdapterKind,
+    target_fpr: float | None = None,
 ) -> dict[str, Any]:
     """The keyword arguments of vLLM's EngineArgs that make an engine a guarded one.
 
     Merges the adapter into the weights where `adapter` says so.
+
+    Raises:
+        CalibrationError: the breaker's data does not support `target_fpr`.
     """
+    probes_at(breaker.manifest, target_fpr)
     merged = adapter == "merged"
     guard = EngineGuardConfig(
         breaker_path=str(breaker.path.resolve()),
         breaker_digest=breaker.digest,
         mode=mode,
         adapter=adapter,
+        target_fpr=target_fpr,
     )
     arguments: dict[str, Any] = {
         "model": str(merged_checkpoint(model, breaker) if merged else model.path),
@@ -158,6 +177,7 @@ async def launch_engine(
 
     Raises:
         BreakerMismatchError: the breaker was made for another model.
+        CalibrationError: its data does not support the promise that was asked for.
         UnsupportedEngineError: vLLM's version or mode is outside the tested range.
         NotReadyError: a worker does not run the breaker's probes.
     """
@@ -178,7 +198,13 @@ async def launch_engine(
     try:
         loras = await _load_loras(engine, settings)
         yield await guarded_engine(
-            engine, breaker, settings.mode, settings.adapter, vllm_args, loras
+            engine,
+            breaker,
+            settings.mode,
+            settings.adapter,
+            vllm_args,
+            loras,
+            settings.target_fpr,
         )
     finally:
         engine.shutdown()
@@ -209,11 +235,13 @@ async def guarded_engine(
     adapter: AdapterKind,
     vllm_args: Any,
     loras: Mapping[str, Any] = MappingProxyType({}),
+    target_fpr: float | None = None,
 ) -> GuardedEngine:
     """A live engine client behind the guard, once each of its workers runs the breaker's probes.
 
     Args:
         loras: LoRARequests that a client may ask for, by name; with a merged breaker only.
+        target_fpr: as the engine was started with.
     Raises:
         NotReadyError: a worker does not.
     """
@@ -228,7 +256,7 @@ async def guarded_engine(
     lora_request = None
     if adapter == "dynamic":
         lora_request = LoRARequest(ADAPTER_NAME, 1, str(breaker.adapter_dir))
-    return GuardedEngine(engine, breaker, mode, lora_request, vllm_args, loras)
+    return GuardedEngine(engine, breaker, mode, lora_request, vllm_args, loras, target_fpr)
 
 
 async def _digests(engine: Any) -> list[str | None]:

@@ -52,7 +52,7 @@ class SchedulerGuard:
 
     def __init__(self, config: EngineGuardConfig, scheduler: Any) -> None:
         breaker = config.load_breaker()
-        self.policy = Policy.from_manifest(breaker.manifest, config.mode)
+        self.policy = Policy.from_manifest(breaker.manifest, config.mode, config.target_fpr)
         self._dynamic_adapter = config.adapter == "dynamic"
         self._streams: dict[str, RequestStream] = {}
         block_size: int = scheduler.hash_block_size

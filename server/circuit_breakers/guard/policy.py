@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from circuit_breakers.artifact.manifest import Manifest, ProbeSpec
 from circuit_breakers.guard.decision import Mode
+from circuit_breakers.guard.operating_point import probes_at
 
 __all__ = ["DEFAULT_POLICY_NAME", "Policy"]
 
@@ -39,9 +40,19 @@ class Policy:
     name: str = DEFAULT_POLICY_NAME
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest, mode: Mode) -> Policy:
-        """The policy that the breaker was calibrated for."""
-        return cls(breaker=manifest.name, probes=manifest.probes, mode=mode)
+    def from_manifest(
+        cls, manifest: Manifest, mode: Mode, target_fpr: float | None = None
+    ) -> Policy:
+        """The policy that the breaker was calibrated for.
+
+        Args:
+            target_fpr: the promise to keep, of those that the breaker's data supports; None takes
+                the one that it was exported with.
+        Raises:
+            CalibrationError: the data does not support it.
+        """
+        probes = probes_at(manifest, target_fpr)
+        return cls(breaker=manifest.name, probes=probes, mode=mode)
 
     @cached_property
     def num_skipped(self) -> int:

@@ -20,11 +20,19 @@ from circuit_breakers.artifact.manifest import (
     Calibration,
     Canary,
     Message,
+    OperatingPoint,
     ProbeSpec,
 )
 from circuit_breakers.models import ResolvedModel
 
-__all__ = ["PARIS", "ZEBRA", "WordProbe", "write_word_breaker"]
+__all__ = [
+    "LOOSE_FPR",
+    "LOOSE_THRESHOLD",
+    "PARIS",
+    "ZEBRA",
+    "WordProbe",
+    "write_word_breaker",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -61,6 +69,26 @@ _OTHER_WORDS = (
 )
 
 
+LOOSE_FPR = 0.05
+LOOSE_THRESHOLD = -0.25
+"""Of the other promise that the breaker makes; no word lies between the two thresholds."""
+
+# Clopper-Pearson bounds of no trip in 300, 1 - 0.05 ** (1 / 300), and of 8.
+_PROMISE: dict[str, Any] = {
+    "target_fpr": 0.01,
+    "num_conversations": 300,
+    "num_trips": 0,
+    "fpr_upper_bound": 0.00994,
+}
+_LOOSE = OperatingPoint(
+    target_fpr=LOOSE_FPR,
+    threshold_logit=LOOSE_THRESHOLD,
+    num_conversations=300,
+    num_trips=8,
+    fpr_upper_bound=0.04761,
+)
+
+
 def write_word_breaker(out: Path, model: ResolvedModel) -> Breaker:
     """A breaker with the probes PARIS and ZEBRA."""
     probes = (PARIS, ZEBRA)
@@ -80,12 +108,9 @@ def write_word_breaker(out: Path, model: ResolvedModel) -> Breaker:
                 aggregation=Aggregation(kind="max"),
                 threshold_logit=0.0,
                 calibration=Calibration(
-                    # 1 - 0.05 ** (1 / 300), the Clopper-Pearson bound of no trip in 300.
-                    target_fpr=0.01,
-                    num_conversations=300,
-                    num_trips=0,
-                    fpr_upper_bound=0.00994,
+                    **_PROMISE,
                     max_tokens=256,
+                    curve=(_LOOSE, OperatingPoint(**_PROMISE, threshold_logit=0.0)),
                 ),
             )
             for probe in probes

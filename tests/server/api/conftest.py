@@ -19,7 +19,7 @@ import pytest
 
 from circuit_breakers.models import ResolvedModel
 
-from .breaker_for_words import write_rank_1_adapter, write_word_breaker
+from .breaker_for_words import LOOSE_FPR, write_rank_1_adapter, write_word_breaker
 
 MODEL = "smollm2-135m-instruct"
 LORA = "style"
@@ -133,10 +133,16 @@ def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def observing_server(
     smollm2: ResolvedModel, word_breaker: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A server in observe mode with a LoRA of the operator's, ended with its module."""
+    """A server in observe mode, with a LoRA of the operator's and a looser promise than the
+    breaker's own; ended with its module."""
     root = tmp_path_factory.mktemp("observe")
     lora = write_rank_1_adapter(root / "lora", smollm2, 20.0)
-    server = Server(word_breaker, root, "--mode", "observe", "--lora", f"{LORA}={lora}")
+    server = Server(
+        word_breaker,
+        root,
+        *("--mode", "observe", "--lora", f"{LORA}={lora}"),
+        *("--target-fpr", str(LOOSE_FPR)),
+    )
     try:
         server.wait_until_ready()
         yield server

@@ -74,6 +74,14 @@ def test_breaker_tells_identity_thresholds_and_calibration(server: Server) -> No
     assert breaker["base_model"]["id"] == MODEL
     assert [(p["name"], p["layer"]) for p in breaker["probes"]] == [("paris", 3), ("zebra", 12)]
     assert breaker["probes"][0]["calibration"]["num_conversations"] == 300
+    assert breaker["operating_point"] == {
+        "target_fpr": 0.01,
+        "confidence": 0.95,
+        "num_conversations": 300,
+        "num_trips": 0,
+        "fpr_upper_bound": 0.00994,
+        "max_tokens": 256,
+    }
     assert 0 <= breaker["calibration_age_s"] < 3600
 
 

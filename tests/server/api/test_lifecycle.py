@@ -65,6 +65,14 @@ def test_parts_that_do_not_belong_together_are_refused(
         load_parts(ServeSettings(model=str(other)))
 
 
+def test_a_promise_beyond_the_data_is_refused_before_the_engine_starts(word_breaker: Path) -> None:
+    done = run_to_its_end("--port", "0", "--breaker", str(word_breaker), "--target-fpr", "0.001")
+    assert done.returncode == 1
+    assert "got target_fpr 0.001 for breaker 'words', whose 300 benign" in done.stderr
+    assert "expected one of 0.05, 0.01 or more" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_stop_while_loading_is_quick_and_leaves_no_process(word_breaker: Path) -> None:
     port = free_port()
     process = subprocess.Popen(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from .breaker_for_words import LOOSE_FPR, LOOSE_THRESHOLD
 from .conftest import LORA, MODEL, Server
 
 
@@ -28,6 +29,15 @@ def test_a_trip_is_reported_and_stops_nothing(observing_server: Server, stream: 
     assert choices[-1].finish_reason == "stop"
     guard = choices[-1].model_extra["guard"]
     assert (guard["mode"], guard["tripped"], guard["phase"]) == ("observe", True, "completion")
+
+
+def test_the_promise_that_was_asked_for_is_in_force(observing_server: Server) -> None:
+    breaker = observing_server.http.get("/v1/breaker").json()
+    point = breaker["operating_point"]
+    assert (point["target_fpr"], point["num_trips"]) == (LOOSE_FPR, 8)
+    assert [p["threshold_logit"] for p in breaker["probes"]] == [LOOSE_THRESHOLD] * 2
+    guard = ask(observing_server, "Do you like the zebra?").model_extra["guard"]
+    assert guard["threshold"] == LOOSE_THRESHOLD
 
 
 def test_a_tripped_prompt_is_answered(observing_server: Server) -> None:

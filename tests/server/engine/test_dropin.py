@@ -22,6 +22,7 @@ from circuit_breakers.engine.launch import WORKER_EXTENSION, EngineSettings, eng
 from circuit_breakers.errors import (
     ArtifactError,
     BreakerMismatchError,
+    CalibrationError,
     ConfigError,
     ModelError,
     UnsupportedEngineError,
@@ -46,7 +47,7 @@ def _plugins() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BREAKER", "MODE", "ADAPTER"):
+    for name in ("BREAKER", "MODE", "ADAPTER", "TARGET_FPR"):
         monkeypatch.delenv(f"CIRCUIT_BREAKERS_{name}", raising=False)
 
 
@@ -89,6 +90,29 @@ def test_variables_do_the_same(breaker: Breaker, monkeypatch: pytest.MonkeyPatch
     guard = EngineGuardConfig.from_vllm_config(engine_args().create_engine_config())
     assert guard is not None
     assert (guard.breaker_digest, guard.mode) == (breaker.digest, "observe")
+
+
+def test_the_promise_travels_to_the_engine(
+    breaker: Breaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIRCUIT_BREAKERS_BREAKER", str(breaker.path))
+    monkeypatch.setenv("CIRCUIT_BREAKERS_TARGET_FPR", "0.05")
+    guard = EngineGuardConfig.from_vllm_config(engine_args().create_engine_config())
+    assert guard is not None
+    assert guard.target_fpr == 0.05
+    # The same said twice is one answer; another is none.
+    entry = {"breaker": str(breaker.path), "target_fpr": 0.05}
+    engine_args(additional_config={"circuit_breakers": entry}).create_engine_config()
+    entry["target_fpr"] = 0.01
+    with pytest.raises(ConfigError, match=r"TARGET_FPR says '0\.05'.*says 0\.01"):
+        engine_args(additional_config={"circuit_breakers": entry})
+
+
+def test_a_promise_beyond_the_data_ends_the_start(breaker: Breaker) -> None:
+    entry = {"breaker": str(breaker.path), "target_fpr": 0.001}
+    args = engine_args(additional_config={"circuit_breakers": entry})
+    with pytest.raises(CalibrationError, match=r"expected one of 0\.05, 0\.01 or more"):
+        args.create_engine_config()
 
 
 def test_async_arguments_are_guarded_too(breaker: Breaker) -> None:

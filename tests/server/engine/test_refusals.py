@@ -117,10 +117,20 @@ def test_breaker_changed_after_launch_is_refused(breaker: Breaker) -> None:
     [
         {"breaker_path": "x"},
         {"breaker_path": "x", "breaker_digest": "", "mode": "off", "adapter": "merged"},
+        *(
+            {
+                "breaker_path": "x",
+                "breaker_digest": "",
+                "mode": "enforce",
+                "adapter": "merged",
+                "target_fpr": target_fpr,
+            }
+            for target_fpr in ("0.01", 0.0, 1.0)
+        ),
     ],
 )
 def test_malformed_engine_entry_is_refused(
-    arguments: dict[str, Any], entry: dict[str, str]
+    arguments: dict[str, Any], entry: dict[str, Any]
 ) -> None:
     config = engine_config(arguments, additional_config={"circuit_breakers": entry})
     with pytest.raises(ConfigError, match="circuit_breakers"):

@@ -6,13 +6,17 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from circuit_breakers.artifact import Breaker
 from circuit_breakers.engine import scheduler as scheduler_module
 from circuit_breakers.engine.block_scores import BlockScores
+from circuit_breakers.engine.config import EngineGuardConfig
+from circuit_breakers.engine.guarded import GuardedEngine
 from circuit_breakers.guard.decision import Mode
 
 PROMPT = "Once upon a time in a small village near the sea there lived an old clockmaker who"
@@ -99,6 +103,24 @@ def greedy(llm: Any, prompt: list[int], **params: Any) -> tuple[list[int], np.nd
     (output,) = run(llm, prompt, **params)
     completion = output.outputs[0]
     return list(completion.token_ids), completion.guard.logit_TP.copy()
+
+
+def test_engine_core_judges_by_the_promise_that_was_asked_for(breaker: Breaker) -> None:
+    scheduler = SimpleNamespace(
+        hash_block_size=16, block_size=16, kv_cache_config=SimpleNamespace(num_blocks=4)
+    )
+    config = EngineGuardConfig(
+        breaker_path=str(breaker.path),
+        breaker_digest=breaker.digest,
+        mode="enforce",
+        adapter="merged",
+    )
+    asked = dataclasses.replace(config, target_fpr=0.05)
+    for of, threshold in ((config, 1e9), (asked, 5e8)):
+        guard = scheduler_module.SchedulerGuard(of, scheduler)
+        assert [p.threshold_logit for p in guard.policy.probes] == [threshold] * 2
+        api_side = GuardedEngine(None, breaker, "enforce", None, None, target_fpr=of.target_fpr)
+        assert api_side.policy.probes == guard.policy.probes
 
 
 def test_every_token_leaves_with_its_score(llm: Any, scheduler: Any, prompt: list[int]) -> None:
