@@ -75,6 +75,8 @@ def test_recipe_file_is_read(tmp_path: Path) -> None:
         ('model = "m"\n[lora]\nb_init_std = 0\n', "lora.b_init_std = 0: Input should be greater"),
         ('model = "m"\nlearning_rate = nan\n', "learning_rate = nan: Input should be a finite"),
         ('model = "m"\nlayers = [3, 3]\n', "each once; leave it out to use target_depth"),
+        ('model = "m"\n[probe]\nconcatenations = ["some"]\n', "probe.concatenations.0 = 'some'"),
+        ('model = "m"\n[probe]\nfpr_ladder = [0.0]\n', "probe.fpr_ladder.0 = 0.0"),
         ("model = \n", "is not TOML"),
     ],
 )

@@ -7,7 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from circuit_breakers.artifact.manifest import Aggregation, Calibration, ProbeSpec
+from circuit_breakers.artifact.manifest import (
+    Aggregation,
+    Calibration,
+    OperatingPoint,
+    ProbeSpec,
+)
 from circuit_breakers_training.calibration import fpr_upper_bound
 from circuit_breakers_training.data.jsonl import Conversation, Kind, Label, Message
 from circuit_breakers_training.evaluate import (
@@ -101,6 +106,63 @@ def test_early_shares_leave_the_prompt_out() -> None:
         "response_within_64": 2 / 4,
         "response": 2 / 4,
     }
+
+
+def test_rates_by_category_and_length() -> None:
+    result = evaluate_probe(ROWS, PROBE)
+    assert {name: r["num"] for name, r in result["benign_by_category"].items()} == {"none": 2}
+    # All of ROWS are shorter than 64 tokens.
+    assert {name: r["num_trips"] for name, r in result["harmful_by_length"].items()} == {"0-63": 3}
+    rows = [_row("benign", [9, *[0] * (n - 2), 3], source="s") for n in (9000, 64, 63, 127, 128)]
+    result = evaluate_probe([*ROWS, *rows], PROBE)
+    assert [(name, r["num"]) for name, r in result["benign_by_length"].items()] == [
+        ("0-63", 3),
+        ("64-127", 2),
+        ("128-255", 1),
+        ("4096 or more", 1),
+    ]
+
+
+def test_tokens_until_the_trip_count_what_was_generated() -> None:
+    until = evaluate_probe(ROWS, PROBE)["tokens_until_trip"]
+    # Trips on the prompt, on the first response token, and on the 31st; one never trips.
+    assert until == {
+        "num": 4,
+        "num_trips": 3,
+        "median": 1.0,
+        "p90": 31.0,
+        "share_within_16": 2 / 4,
+    }
+    quiet = PROBE.model_copy(update={"threshold_logit": 99.0})
+    until = evaluate_probe(ROWS, quiet)["tokens_until_trip"]
+    assert (until["num_trips"], until["median"], until["p90"]) == (0, None, None)
+
+
+def test_rates_at_every_stored_promise() -> None:
+    curve = tuple(
+        OperatingPoint(
+            target_fpr=target_fpr,
+            threshold_logit=threshold,
+            num_conversations=300,
+            num_trips=0,
+            fpr_upper_bound=0.00994,
+        )
+        for target_fpr, threshold in ((0.05, 1.0), (0.01, 2.0), (0.0099999, 2.5))
+    )
+    probe = PROBE.model_copy(
+        update={"calibration": CALIBRATION.model_copy(update={"curve": curve})}
+    )
+    points = evaluate_probe(ROWS, probe)["operating_points"]
+    # Peaks: harmful 3, 3, 3, 1, benign 0, 2.
+    assert [
+        (p["target_fpr"], p["harmful"]["num_trips"], p["benign"]["num_trips"]) for p in points
+    ] == [
+        (0.05, 4, 1),
+        (0.01, 3, 1),
+        (0.0099999, 3, 0),
+    ]
+    json.dumps(points, allow_nan=False)
+    assert evaluate_probe(ROWS, PROBE)["operating_points"] == []
 
 
 def test_position_zero_never_counts() -> None:

@@ -20,7 +20,7 @@ from circuit_breakers.engine.merge import merged_checkpoint
 from circuit_breakers.errors import CalibrationError, ConfigError
 from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers.models import resolve_model
-from circuit_breakers_training import stages
+from circuit_breakers_training import probe_stages, stages
 from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, ProbeRecipe, Recipe
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message, write_conversations
 from circuit_breakers_training.pipeline import breaker_name, run_training
@@ -93,6 +93,8 @@ def recipe(tiny_llama: Path) -> Recipe:
             aggregations=(Aggregation(kind="rolling_mean", window=4), Aggregation(kind="max")),
             l2_C=0.1,
             target_fpr=0.05,
+            fpr_ladder=(0.1, 0.02),
+            long_conversations=4,
         ),
     )
 
@@ -113,6 +115,8 @@ def test_breaker_loads_and_fits_its_model(trained: Path, recipe: Recipe, data_di
     (probe,) = manifest.probes
     assert probe.calibration.num_conversations == 70
     assert probe.calibration.fpr_upper_bound <= 0.05
+    # 70 conversations support 5 % (59 are needed) and nothing stricter of the ladder (149).
+    assert [point.target_fpr for point in probe.calibration.curve] == [0.1, 0.05]
 
 
 def test_canaries_hold_on_the_checkpoint_that_serving_merges(
@@ -124,13 +128,17 @@ def test_canaries_hold_on_the_checkpoint_that_serving_merges(
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     (probe,) = breaker.manifest.probes
-    weight_D, bias = breaker.weights[probe.name]
+    weights = breaker.weights[probe.name]
     assert len(breaker.manifest.canaries) == 4
     for canary in breaker.manifest.canaries:
         ids = render_prompt(tokenizer, canary.messages)
         with torch.no_grad():
             hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-        logit_T = hidden[probe.layer + 1][0].numpy() @ weight_D + np.float32(bias)
+        parts = [
+            hidden[layer + 1][0].numpy() @ weight_D
+            for layer, weight_D in zip(probe.read_layers, weights.weight_LD, strict=True)
+        ]
+        logit_T = sum(parts) + np.float32(weights.bias)
         peak = aggregate(logit_T, probe.aggregation).max()
         assert (peak >= probe.threshold_logit) == (canary.label == "harmful")
 
@@ -141,11 +149,17 @@ def test_report_says_what_was_measured(trained: Path) -> None:
     # 60 words in 32 dimensions: a linear probe gets most, not all; 0.87 was measured.
     assert metrics["test"]["conversation"]["auroc"] > 0.8
     assert f"{metrics['test']['conversation']['auroc']:.3f}" in report
-    assert len(metrics["selection"]) == 4
+    # Blocks 1, 2 and both, under two aggregations each.
+    assert [c["layers"] for c in metrics["selection"]] == [[1], [1], [2], [2], [1, 2], [1, 2]]
     assert sum(c["chosen"] for c in metrics["selection"]) == 1
     assert set(metrics["perplexity"]) >= {"benign: even", "benign: odd", "harmful: even"}
     assert len(metrics["generations"]) == 10
-    assert set(metrics["seconds"]) == {"adapter", "probe", "scores", "texts", "total"}
+    assert set(metrics["seconds"]) == {"adapter", "probe", "scores", "texts", "long", "total"}
+    assert len(metrics["test"]["operating_points"]) == 2
+    # The tiny model reads 128 tokens.
+    assert metrics["long_context"]["benign_run"]["num"] == 4
+    assert 50 < metrics["long_context"]["num_benign_tokens"]["min"] < 128
+    assert metrics["beyond_calibrated_length"]["extrapolated"] is True
     for plot in ("loss", "cosine", "roc"):
         png = (trained / "plots" / f"{plot}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
@@ -180,7 +194,8 @@ def test_finished_stages_are_not_done_again(
     def never(*_args: Any, **_options: Any) -> None:
         raise AssertionError("a finished stage was done again")
 
-    for name in ("ResidualReader", "LanguageModel", "merge_adapter"):
+    monkeypatch.setattr(probe_stages, "ResidualReader", never)
+    for name in ("LanguageModel", "merge_adapter"):
         monkeypatch.setattr(stages, name, never)
     again = run_training(recipe, tmp_path / "again", data_dir=data_dir)
     first = load_breaker(trained)
@@ -199,6 +214,23 @@ def test_a_changed_probe_recipe_keeps_the_adapter(
     assert other.manifest.probes[0].layer == 0
     weights = "adapter/adapter_model.safetensors"
     assert other.manifest.files[weights] == first.manifest.files[weights]
+
+
+def test_a_probe_of_several_blocks_is_saved_as_one(
+    trained: Path, recipe: Recipe, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.with_name("breaker.work"), tmp_path / "wide.work")
+    # Whatever the selection split says: the last candidate reads both blocks.
+    monkeypatch.setattr(probe_stages, "best_candidate", lambda qualities: len(qualities) - 1)
+    probe = recipe.probe.model_copy(update={"l2_C": 0.05})
+    wide = run_training(
+        recipe.model_copy(update={"probe": probe}), tmp_path / "wide", data_dir=data_dir
+    )
+    (spec,) = load_breaker(wide.path).manifest.probes
+    assert (spec.name, spec.layer, spec.layers) == ("layers1-2", None, (1, 2))
+    assert wide.weights[spec.name].weight_D.shape == (2, 32)
+    assert "layer 1 + 2" in (wide.path / "report.md").read_text()
+    assert not list((tmp_path / "wide.work").glob("fit-tokens-*")), "what was fitted on is gone"
 
 
 def test_same_recipe_and_data_give_the_same_probe(

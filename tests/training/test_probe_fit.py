@@ -1,71 +1,23 @@
-"""Averaging before the dot product against the shared aggregation, and fits with known answers."""
+"""Fits with known answers, and logits as serving adds them up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 
 from circuit_breakers.artifact.manifest import Aggregation
-from circuit_breakers.errors import DataError
+from circuit_breakers.artifact.tensors import ProbeWeights
 from circuit_breakers.guard.aggregation import aggregate
-from circuit_breakers_training.activations import ResidualRows
-from circuit_breakers_training.probe_fit import (
-    collect_fit_tokens,
-    fit_probe,
-    running_mean,
-    token_logits,
-)
+from circuit_breakers_training import probe_fit
+from circuit_breakers_training.fit_tokens import collect_fit_tokens
+from circuit_breakers_training.probe_fit import fit_probe, token_logits
 from circuit_breakers_training.render import Rendered
 
-linear_aggregations = st.one_of(
-    st.builds(
-        lambda alpha, skip: Aggregation(kind="ema", alpha=alpha, skip_tokens=skip),
-        st.floats(0.01, 1.0),
-        st.integers(1, 3),
-    ),
-    st.builds(
-        lambda window, skip: Aggregation(kind="rolling_mean", window=window, skip_tokens=skip),
-        st.integers(1, 20),
-        st.integers(1, 3),
-    ),
-)
-
-
-class FixedReader:
-    """Stands where a model would: given hidden states, read out of order as a batcher does."""
-
-    def __init__(self, hidden: Sequence[np.ndarray], layers: tuple[int, ...]) -> None:
-        self.hidden = hidden
-        self.layers = layers
-
-    def read(self, rows: Sequence[Rendered], *, progress: Any = None) -> Iterator[ResidualRows]:
-        for index in reversed(range(len(rows))):
-            yield ResidualRows(index, self.hidden[index])
-
-
-@given(linear_aggregations, st.integers(0, 60), st.integers(0, 2**32 - 1))
-@settings(max_examples=200)
-def test_probe_on_the_mean_is_the_mean_of_the_probe(
-    aggregation: Aggregation, num_tokens: int, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    hidden_TD = rng.normal(0, 3, (num_tokens, 5)).astype(np.float32)
-    weight_D = rng.normal(size=5).astype(np.float32)
-    served_T = aggregate(hidden_TD @ weight_D + 0.5, aggregation)[aggregation.skip_tokens :]
-    fitted_T = running_mean(hidden_TD, aggregation) @ weight_D + 0.5
-    np.testing.assert_allclose(fitted_T, served_T, atol=1e-4)
-
-
-def test_maximum_is_fitted_on_single_tokens() -> None:
-    hidden_TD = np.arange(8, dtype=np.float32).reshape(4, 2)
-    assert np.array_equal(running_mean(hidden_TD, Aggregation(kind="max")), hidden_TD[1:])
+from .fixed_reader import FixedReader, opposite_conversations
 
 
 def test_fit_minimises_the_weighted_logistic_loss() -> None:
@@ -73,7 +25,7 @@ def test_fit_minimises_the_weighted_logistic_loss() -> None:
     harmful_N = rng.random(300) < 0.4
     hidden_ND = (rng.normal(size=(300, 3)) * [1, 10, 0.1] + harmful_N[:, None]).astype(np.float32)
     weight_N = rng.random(300).astype(np.float32) + 0.5
-    fitted = fit_probe(hidden_ND, harmful_N, weight_N, inverse_l2=0.05)
+    fitted = fit_probe(hidden_ND.copy(), harmful_N, weight_N, inverse_l2=0.05)
 
     scaled_ND = (hidden_ND - hidden_ND.mean(0)) / hidden_ND.std(0)
     sign_N = np.where(harmful_N, 1.0, -1.0)
@@ -99,109 +51,76 @@ def test_feature_that_never_varies_gets_a_finite_weight() -> None:
     assert (hidden_ND @ fitted.weight_D + fitted.bias > 0).mean() < 0.8
 
 
-def _conversations(num_each: int, seed: int = 0) -> tuple[list[Rendered], list[bool], list[Any]]:
-    """Harmful ones point along feature 0 after four shared opening tokens."""
-    rng = np.random.default_rng(seed)
-    rows, harmful, hidden = [], [], []
-    for i in range(2 * num_each):
-        num_tokens = int(rng.integers(8, 40))
-        ids = (1, 2, 3, 4, *rng.integers(5, 99, num_tokens - 4).tolist())
-        hidden_TLD = rng.normal(size=(num_tokens, 2, 6)).astype(np.float32)
-        hidden_TLD[4:, :, 0] += 1.0 if i % 2 else -1.0
-        hidden_TLD[:4] = np.arange(4)[:, None, None]
-        rows.append(Rendered(ids=ids, num_prompt_tokens=6))
-        harmful.append(bool(i % 2))
-        hidden.append(hidden_TLD)
-    return rows, harmful, hidden
+def test_layers_side_by_side_get_a_row_of_weights_each() -> None:
+    rng = np.random.default_rng(0)
+    harmful_N = rng.random(200) < 0.5
+    hidden_ND = rng.normal(size=(200, 6)).astype(np.float32)
+    hidden_ND[:, 4] += 2 * harmful_N  # feature 1 of the second layer
+    weight_N = np.ones(200, np.float32)
+    one_row = fit_probe(hidden_ND.copy(), harmful_N, weight_N, inverse_l2=0.1)
+    fitted = fit_probe(hidden_ND.copy(), harmful_N, weight_N, inverse_l2=0.1, num_layers=2)
+    assert fitted.weight_D.shape == (2, 3)
+    assert np.array_equal(fitted.weight_D.ravel(), one_row.weight_D)
+    assert np.abs(fitted.weight_D).argmax() == 4
 
 
-AGGREGATIONS = (Aggregation(kind="max"), Aggregation(kind="rolling_mean", window=4))
+def test_standardisation_does_not_depend_on_how_rows_are_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    # Far from zero, where sums of squares in float32 would have nothing left of the variance.
+    hidden_ND = (rng.normal(size=(100, 3)) + np.array([0, 1e4, -1e5])).astype(np.float32)
+    scale_D = hidden_ND.std(axis=0, dtype=np.float64)
+    expected_ND = (hidden_ND - hidden_ND.mean(axis=0, dtype=np.float64)) / scale_D
+    harmful_N = rng.random(100) < 0.5
+    for rows_at_once in (4096, 7):
+        monkeypatch.setattr(probe_fit, "_ROWS_AT_ONCE", rows_at_once)
+        standardised_ND = hidden_ND.copy()
+        fit_probe(standardised_ND, harmful_N, np.ones(100, np.float32), inverse_l2=0.1)
+        # The scale has 1e-6 added to it.
+        np.testing.assert_allclose(standardised_ND, expected_ND, atol=1e-5)
 
 
-def test_labels_and_conversations_weigh_the_same() -> None:
-    rows, harmful, hidden = _conversations(20)
-    rows, harmful, hidden = rows[:30], harmful[:30], hidden[:30]
-    tokens = collect_fit_tokens(
-        FixedReader(hidden, (3, 5)),  # type: ignore[arg-type]
+def test_logits_are_the_sum_over_the_layers() -> None:
+    rng = np.random.default_rng(0)
+    hidden = [rng.normal(size=(n, 3, 4)).astype(np.float32) for n in (5, 2)]
+    rows = [Rendered(ids=tuple(range(n)), num_prompt_tokens=1) for n in (5, 2)]
+    alone = ProbeWeights(rng.normal(size=4).astype(np.float32), 0.5)
+    together = ProbeWeights(rng.normal(size=(2, 4)).astype(np.float32), -1.0)
+    logits = token_logits(
+        FixedReader(hidden, (2, 3, 7)),  # type: ignore[arg-type]
         rows,
-        harmful,
-        aggregations=AGGREGATIONS,
-        tokens_per_conversation=6,
-        seed=0,
+        [((3,), alone), ((2, 7), together)],
     )
-    assert tokens.hidden_NLAD.shape[1:] == (2, 2, 6)
-    assert tokens.weight_N.mean() == pytest.approx(1)
-    opening = len(tokens.weight_N) - 3  # positions 1 to 3; position 0 is skipped
-    benign = tokens.weight_N[:opening][~tokens.harmful_N[:opening]].sum()
-    assert tokens.weight_N[tokens.harmful_N].sum() == pytest.approx(benign, rel=1e-5)
-    assert not tokens.harmful_N[opening:].any()
+    for logit_TP, hidden_TLD in zip(logits, hidden, strict=True):
+        one_T = hidden_TLD[:, 1] @ alone.weight_D + 0.5
+        two_T = hidden_TLD[:, 0] @ together.weight_D[0] + hidden_TLD[:, 2] @ together.weight_D[1]
+        np.testing.assert_allclose(logit_TP, np.stack([one_T, two_T - 1.0], axis=1), atol=1e-5)
 
 
-def test_opening_tokens_enter_once_and_as_benign() -> None:
-    rows, harmful, hidden = _conversations(5)
+def test_fitted_probe_separates_held_out_conversations(tmp_path: Path) -> None:
+    mean = Aggregation(kind="rolling_mean", window=4)
+    rows, harmful, hidden = opposite_conversations(40)
     tokens = collect_fit_tokens(
         FixedReader(hidden, (3, 5)),  # type: ignore[arg-type]
         rows,
         harmful,
-        aggregations=AGGREGATIONS,
-        tokens_per_conversation=99,
-        seed=0,
-    )
-    assert np.array_equal(tokens.hidden_NLAD[-3:, 0, 0, 0], [1, 2, 3])
-    assert len(tokens.harmful_N) == sum(len(row.ids) - 4 for row in rows) + 3
-
-
-def test_draw_does_not_depend_on_reading_order() -> None:
-    rows, harmful, hidden = _conversations(5)
-
-    class Forward(FixedReader):
-        def read(self, rows: Sequence[Rendered], *, progress: Any = None) -> Iterator[ResidualRows]:
-            return reversed(list(super().read(rows)))
-
-    drawn = [
-        collect_fit_tokens(
-            reader,  # type: ignore[arg-type]
-            rows,
-            harmful,
-            aggregations=AGGREGATIONS,
-            tokens_per_conversation=3,
-            seed=4,
-        )
-        for reader in (FixedReader(hidden, (3, 5)), Forward(hidden, (3, 5)))
-    ]
-    ordered = [np.sort(tokens.hidden_NLAD[:, 0, 1, 0]) for tokens in drawn]
-    assert np.array_equal(*ordered)
-
-
-def test_fitted_probe_separates_held_out_conversations() -> None:
-    rows, harmful, hidden = _conversations(40)
-    tokens = collect_fit_tokens(
-        FixedReader(hidden, (3, 5)),  # type: ignore[arg-type]
-        rows,
-        harmful,
-        aggregations=AGGREGATIONS,
+        directory=tmp_path,
+        aggregations=[mean],
         tokens_per_conversation=8,
         seed=0,
     )
-    probe = fit_probe(
-        tokens.hidden_NLAD[:, 1, 1], tokens.harmful_N, tokens.weight_N, inverse_l2=0.01
-    )
-    rows, harmful, hidden = _conversations(40, seed=1)
-    logits = token_logits(FixedReader(hidden, (3, 5)), rows, [(5, probe)])  # type: ignore[arg-type]
-    assert [x.shape for x in logits] == [(len(row.ids), 1) for row in rows]
-    score = np.array([aggregate(x[:, 0], AGGREGATIONS[1])[-1] for x in logits])
-    # Means of four tokens lie at +-1 with a standard deviation of 0.5: Phi(2 / 0.71) is 0.998.
-    assert roc_auc_score(harmful, score) > 0.98
-
-
-def test_one_label_alone_is_refused() -> None:
-    rows, _, hidden = _conversations(2)
-    with pytest.raises(DataError, match="got 4 harmful of 4"):
-        collect_fit_tokens(
-            FixedReader(hidden, (3, 5)),  # type: ignore[arg-type]
-            rows,
-            [True] * 4,
-            aggregations=AGGREGATIONS,
-            tokens_per_conversation=4,
-            seed=0,
+    rows, harmful, hidden = opposite_conversations(40, seed=1)
+    for layers in ((5,), (3, 5)):
+        probe = fit_probe(
+            tokens.hidden(layers, mean),
+            tokens.harmful_N,
+            tokens.weight_N,
+            inverse_l2=0.01,
+            num_layers=len(layers),
         )
+        logits = token_logits(FixedReader(hidden, (3, 5)), rows, [(layers, probe)])  # type: ignore[arg-type]
+        assert [x.shape for x in logits] == [(len(row.ids), 1) for row in rows]
+        score = np.array([aggregate(x[:, 0], mean)[-1] for x in logits])
+        # Means of four tokens lie at +-1 with a standard deviation of 0.5: Phi(2 / 0.71) is 0.998.
+        assert roc_auc_score(harmful, score) > 0.98

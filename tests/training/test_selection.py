@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,11 +12,12 @@ from circuit_breakers.artifact.manifest import Aggregation
 from circuit_breakers.artifact.tensors import ProbeWeights
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.jsonl import Conversation, Kind, Label, Message
-from circuit_breakers_training.probe_fit import FitTokens
+from circuit_breakers_training.fit_tokens import FitTokens
 from circuit_breakers_training.selection import (
     Candidate,
     Quality,
     best_candidate,
+    candidate_layers,
     candidate_quality,
     expected_verdict,
     fit_candidates,
@@ -64,7 +68,7 @@ def test_each_candidate_is_rated_under_its_own_aggregation() -> None:
             logit_T[20] = 5.0
         logits.append(np.stack([logit_T, logit_T], axis=1))
     weights = ProbeWeights(np.zeros(1, np.float32), 0.0)
-    candidates = [Candidate(0, MAX, weights), Candidate(0, MEAN, weights)]
+    candidates = [Candidate((0,), MAX, weights), Candidate((0,), MEAN, weights)]
     qualities = candidate_quality(candidates, logits, harmful)
     assert qualities[0].auroc == 0.0
     assert qualities[1].auroc == 1.0
@@ -75,19 +79,46 @@ def test_first_of_equal_candidates_is_kept() -> None:
     assert best_candidate([Quality(0.9, 0.8, 0.1), Quality(0.9, 0.8, 0.2)]) == 0
 
 
+def test_layers_alone_come_before_layers_together() -> None:
+    layers = (3, 5, 8)
+    assert candidate_layers(layers, ()) == [(3,), (5,), (8,)]
+    assert candidate_layers(layers, ("neighbours",)) == [(3,), (5,), (8,), (3, 5), (5, 8)]
+    assert candidate_layers(layers, ("neighbours", "all"))[3:] == [(3, 5), (5, 8), (3, 5, 8)]
+    # Of two layers, the neighbours are all; one layer has no company.
+    assert candidate_layers((3, 5), ("neighbours", "all")) == [(3,), (5,), (3, 5)]
+    assert candidate_layers((3,), ("neighbours", "all")) == [(3,)]
+
+
 def test_candidates_come_in_the_order_of_layers_and_aggregations() -> None:
     rng = np.random.default_rng(0)
     harmful_N = np.arange(60) % 2 == 1
     hidden_NLAD = rng.normal(size=(60, 2, 2, 3)).astype(np.float32)
     # Only layer 8 under MEAN sees the label.
     hidden_NLAD[:, 1, 1, 2] += 3 * harmful_N
-    tokens = FitTokens(hidden_NLAD, harmful_N, np.ones(60, np.float32))
-    candidates = fit_candidates(tokens, [5, 8], [MAX, MEAN], inverse_l2=0.1)
-    assert [(c.layer, c.aggregation) for c in candidates] == [
-        (5, MAX),
-        (5, MEAN),
-        (8, MAX),
-        (8, MEAN),
+
+    class InMemory(FitTokens):
+        def hidden(self, layers: Sequence[int], aggregation: Aggregation) -> np.ndarray:
+            which = self.aggregations.index(aggregation)
+            parts = [hidden_NLAD[:, self.layers.index(layer), which] for layer in layers]
+            return np.concatenate(parts, axis=1)
+
+    tokens = InMemory(
+        directory=Path("none"),
+        layers=(5, 8),
+        aggregations=(MAX, MEAN),
+        harmful_N=harmful_N,
+        weight_N=np.ones(60, np.float32),
+    )
+    candidates = list(fit_candidates(tokens, [(5,), (8,), (5, 8)], inverse_l2=0.1))
+    assert [(c.layers, c.aggregation) for c in candidates] == [
+        ((5,), MAX),
+        ((5,), MEAN),
+        ((8,), MAX),
+        ((8,), MEAN),
+        ((5, 8), MAX),
+        ((5, 8), MEAN),
     ]
-    strength = [abs(c.weights.weight_D[2]) for c in candidates]
+    strength = [float(np.abs(c.weights.weight_LD[-1, 2])) for c in candidates[:4]]
     assert strength.index(max(strength)) == 3
+    # Read together, the weight lies on the layer that sees it.
+    assert np.abs(candidates[5].weights.weight_LD).argmax() == 5

@@ -98,6 +98,9 @@ class ProbeRecipe(_Frozen):
         0.83,
     )
     """Blocks tried; the best on the selection split is kept."""
+    concatenations: tuple[Literal["neighbours", "all"], ...] = ("neighbours", "all")
+    """Blocks also tried together, as one probe that reads several: each two candidates next to each
+    other, or all of them. Every block that is read costs a small matrix product when served."""
     aggregations: Annotated[tuple[Aggregation, ...], Field(min_length=1)] = (
         Aggregation(kind="ema", alpha=0.12),
         Aggregation(kind="rolling_mean", window=16),
@@ -106,10 +109,16 @@ class ProbeRecipe(_Frozen):
     """Ways tried to turn token logits into a running score."""
     l2_C: Positive = 1e-3
     """Inverse strength of the L2 penalty of the logistic regression."""
-    tokens_per_conversation: Annotated[int, Field(ge=1)] | None = None
-    """Response tokens of one conversation used in the fit, drawn at random; none means all."""
+    tokens_per_conversation: Annotated[int, Field(ge=1)] | None = 32
+    """Tokens of one conversation used in the fit, drawn at random from prompt and response; none
+    means all, which takes several times the disk and the time: neighbours are nearly equal."""
     target_fpr: Fraction = 0.01
     """Share of benign conversations that may trip, as an upper bound."""
+    fpr_ladder: tuple[Fraction, ...] = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+    """Promises whose thresholds are stored next to that of `target_fpr`, for servers to choose
+    from; those that the calibration split cannot support are left out."""
+    long_conversations: Annotated[int, Field(ge=0)] = 16
+    """Test conversations of about 4,000 tokens that are put together and scored; 0 for none."""
     confidence: Fraction = 0.95
     """Confidence of that bound (Clopper-Pearson)."""
 

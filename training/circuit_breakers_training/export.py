@@ -18,7 +18,7 @@ from circuit_breakers_training.evaluate import ScoredConversation
 from circuit_breakers_training.render import ChatMessage
 from circuit_breakers_training.selection import expected_verdict
 
-__all__ = ["NUM_CANARIES", "pick_canaries"]
+__all__ = ["NUM_CANARIES", "pick_canaries", "provable"]
 
 NUM_CANARIES = 2
 """Of each label; a second one shows that the first did not trip by chance."""
@@ -30,10 +30,26 @@ class _Option(NamedTuple):
     messages: tuple[Message, ...]
 
 
+def provable(probe: ProbeSpec, rows: Sequence[ScoredConversation]) -> ProbeSpec:
+    """The probe without those points of its curve at which no harmful conversation trips.
+
+    A server could not prove its guard live there, and would stop nothing. The probe's own point
+    stays; `pick_canaries` refuses a probe for which that is such a one.
+    """
+    peaks = [
+        _whole(row, probe).peak for row in rows if expected_verdict(row.conversation) == "harmful"
+    ]
+    highest = max([*peaks, probe.threshold_logit])
+    curve = tuple(p for p in probe.calibration.curve if p.threshold_logit <= highest)
+    calibration = probe.calibration.model_copy(update={"curve": curve})
+    return probe.model_copy(update={"calibration": calibration})
+
+
 def pick_canaries(rows: Sequence[ScoredConversation], probe: ProbeSpec) -> tuple[Canary, ...]:
     """Two harmful conversations that trip by the widest margin, two benign ones far below.
 
-    Prompts without their answer where possible, as these are the quickest to run.
+    They hold at every point of the probe's curve, as a server may run at any. Prompts without their
+    answer where possible, as these are the quickest to run.
 
     Args:
         rows: scored under `probe`, of a split that the threshold was not set on.
@@ -43,15 +59,19 @@ def pick_canaries(rows: Sequence[ScoredConversation], probe: ProbeSpec) -> tuple
     """
     harmful = [row for row in rows if expected_verdict(row.conversation) == "harmful"]
     benign = [row for row in rows if expected_verdict(row.conversation) == "benign"]
-    loud = [o for row in harmful if (o := _prompt(row, probe)).peak >= probe.threshold_logit]
+    thresholds = [
+        probe.threshold_logit,
+        *(point.threshold_logit for point in probe.calibration.curve),
+    ]
+    loud = [o for row in harmful if (o := _prompt(row, probe)).peak >= max(thresholds)]
     if not loud:
-        loud = [o for row in harmful if (o := _whole(row, probe)).peak >= probe.threshold_logit]
-    quiet = [o for row in benign if (o := _prompt(row, probe)).peak < probe.threshold_logit]
+        loud = [o for row in harmful if (o := _whole(row, probe)).peak >= max(thresholds)]
+    quiet = [o for row in benign if (o := _prompt(row, probe)).peak < min(thresholds)]
     if not loud or not quiet:
         raise CalibrationError(
             f"got {len(loud)} of {len(harmful)} harmful and "
-            f"{len(benign) - len(quiet)} of {len(benign)} benign conversations that trip at the "
-            f"threshold {probe.threshold_logit:.3f}; expected some harmful and not all benign "
+            f"{len(benign) - len(quiet)} of {len(benign)} benign conversations that trip at "
+            f"thresholds up to {max(thresholds):.3f}; expected some harmful and not all benign "
             "ones, to prove a server's guard live; add training data or raise target_fpr"
         )
     picked = _first_groups(sorted(loud, key=lambda o: -o.peak))

@@ -1,7 +1,8 @@
 """From a recipe to a breaker on disk.
 
     data ─ adapter ─ probe ─ scores ─ calibration ─┐
-              └───── texts ────────── evaluation ──┴─ report ─ breaker
+              ├───── texts ────────── evaluation ──┼─ report ─ breaker
+              └───── long conversations ───────────┘
 
 The results of stages are kept in `<out>.work`: a run that was killed goes on where it stopped.
 """
@@ -31,7 +32,14 @@ from circuit_breakers_training.data.dataset import load_dataset
 from circuit_breakers_training.environment import describe_environment, machine_text
 from circuit_breakers_training.evaluate import evaluate_probe, roc_points
 from circuit_breakers_training.evaluation.held_out import DIGESTS_FILE, digests_file
-from circuit_breakers_training.export import pick_canaries
+from circuit_breakers_training.export import pick_canaries, provable
+from circuit_breakers_training.long_context import extrapolated_rates
+from circuit_breakers_training.probe_stages import (
+    calibrate_probe,
+    choose_probe,
+    measure_long,
+    score_splits,
+)
 from circuit_breakers_training.report import log_columns, report_files
 from circuit_breakers_training.run_log import peak_rss_mib, read_metrics
 from circuit_breakers_training.selection import expected_verdict
@@ -39,11 +47,8 @@ from circuit_breakers_training.stages import (
     Row,
     Run,
     build_data,
-    calibrate_probe,
-    choose_probe,
     compare_texts,
     render_splits,
-    score_splits,
     train,
 )
 from circuit_breakers_training.trainer import AdapterResult
@@ -51,7 +56,7 @@ from circuit_breakers_training.work_dir import WorkDir
 
 __all__ = ["breaker_name", "run_training"]
 
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 
 
 def run_training(
@@ -102,6 +107,7 @@ def run_training(
     probe = choose_probe(run, dataset, splits, adapter)
     scored = score_splits(run, dataset, splits, adapter, probe.candidate)
     spec = calibrate_probe(recipe, probe.candidate, scored["calibration"])
+    spec = provable(spec, probe.selection)
     texts = compare_texts(run, dataset, splits["test"], adapter)
     created = datetime.now(UTC).replace(microsecond=0)
     roc = roc_points(scored["test"], spec)
@@ -117,13 +123,15 @@ def run_training(
         "adapter": _adapter_metrics(adapter),
         "adapter_sha256": sha256(_weights(adapter).read_bytes()).hexdigest(),
         "training_log": log_columns(read_metrics(adapter.metrics_path)),
-        "probe": spec.model_dump(mode="json"),
+        "probe": {**spec.model_dump(mode="json"), "layers": spec.read_layers},
         "selection": probe.table,
         "test": evaluate_probe(scored["test"], spec),
         "roc": {
             "false_positive_rate": roc[0].tolist(),
             "true_positive_rate": roc[1].tolist(),
         },
+        "beyond_calibrated_length": extrapolated_rates(scored["test"], spec),
+        "long_context": measure_long(run, dataset, scored["test"], adapter, probe.candidate, spec),
         **texts,
         "seconds": {**run.work.seconds, "total": sum(run.work.seconds.values())},
         "peak_rss_mib": max(peak_rss_mib(), adapter.peak_rss_mib),

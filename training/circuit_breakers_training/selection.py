@@ -1,14 +1,16 @@
-"""Which block and which aggregation the probe gets: all are fitted, the selection split decides.
+"""Which blocks and which aggregation the probe gets: all are fitted, the selection split decides.
 
-The quality of a candidate is that of its peak running scores over whole conversations, which is
-what trips when served.
+Candidates are every block alone, then blocks together, each under every aggregation. The quality
+of a candidate is that of its peak running scores over whole conversations, which is what trips when
+served.
 
 N conversations, T tokens of one of them, P candidates
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,13 +22,16 @@ from circuit_breakers.artifact.tensors import ProbeWeights
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.calibration import peak_score
 from circuit_breakers_training.data.jsonl import Conversation
-from circuit_breakers_training.probe_fit import FitTokens, fit_probe
+from circuit_breakers_training.fit_tokens import FitTokens
+from circuit_breakers_training.probe_fit import fit_probe
 
 __all__ = [
     "Candidate",
+    "Concatenation",
     "Quality",
     "Verdict",
     "best_candidate",
+    "candidate_layers",
     "candidate_quality",
     "expected_verdict",
     "fit_candidates",
@@ -35,6 +40,8 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float32]
 Verdict = Literal["harmful", "benign", "refused"]
+Concatenation = Literal["neighbours", "all"]
+"""Layers read together: every two next to each other, or all of them."""
 
 _LOW_FPR = 0.05
 """Up to here a candidate's ROC curve counts twice: a guard is used at its left end."""
@@ -43,7 +50,8 @@ _LOW_FPR = 0.05
 class Candidate(NamedTuple):
     """A fitted probe."""
 
-    layer: int
+    layers: tuple[int, ...]
+    """Blocks that are read, ascending."""
     aggregation: Aggregation
     weights: ProbeWeights
 
@@ -71,28 +79,33 @@ def expected_verdict(conversation: Conversation) -> Verdict:
     return "benign"
 
 
+def candidate_layers(
+    layers: Sequence[int], concatenations: Sequence[Concatenation]
+) -> list[tuple[int, ...]]:
+    """What a candidate may read: each of `layers` (ascending) alone, then some of them together."""
+    together: list[tuple[int, ...]] = []
+    if "neighbours" in concatenations:
+        together += pairwise(layers)
+    if "all" in concatenations and len(layers) > 1:
+        together.append(tuple(layers))
+    # Of two layers, the neighbours are all.
+    return list(dict.fromkeys([*((layer,) for layer in layers), *together]))
+
+
 def fit_candidates(
-    tokens: FitTokens,
-    layers: Sequence[int],
-    aggregations: Sequence[Aggregation],
-    *,
-    inverse_l2: float,
-) -> list[Candidate]:
-    """One fitted probe for each layer and aggregation, in the order of `tokens`."""
-    return [
-        Candidate(
-            layer,
-            aggregation,
-            fit_probe(
-                tokens.hidden_NLAD[:, at, which],
+    tokens: FitTokens, layer_sets: Sequence[tuple[int, ...]], *, inverse_l2: float
+) -> Iterator[Candidate]:
+    """A fitted probe for each set of layers and each aggregation of `tokens`, one after another."""
+    for layers in layer_sets:
+        for aggregation in tokens.aggregations:
+            weights = fit_probe(
+                tokens.hidden(layers, aggregation),
                 tokens.harmful_N,
                 tokens.weight_N,
                 inverse_l2=inverse_l2,
-            ),
-        )
-        for at, layer in enumerate(layers)
-        for which, aggregation in enumerate(aggregations)
-    ]
+                num_layers=len(layers),
+            )
+            yield Candidate(layers, aggregation, weights)
 
 
 def candidate_quality(

@@ -2,52 +2,35 @@
 
 Each takes what earlier ones made and returns plain values, kept in the run's working directory.
 
-N conversations, T tokens of one of them, P candidates
+Those of the probe are in probe_stages.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 from rich.console import Console
 
-from circuit_breakers.artifact import Aggregation, ProbeSpec, ProbeWeights
 from circuit_breakers.engine.merge import merge_adapter, merge_key
 from circuit_breakers.models import ResolvedModel
-from circuit_breakers_training.activations import ResidualReader
-from circuit_breakers_training.calibration import calibrate, peak_score
 from circuit_breakers_training.config import Recipe, layer_at_depth
 from circuit_breakers_training.data.build import build_dataset
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.jsonl import Conversation
-from circuit_breakers_training.evaluate import ScoredConversation
 from circuit_breakers_training.fluency import LanguageModel, perplexities
-from circuit_breakers_training.probe_fit import collect_fit_tokens, token_logits
 from circuit_breakers_training.render import Rendered, render_all, render_prompt
-from circuit_breakers_training.selection import (
-    Candidate,
-    best_candidate,
-    candidate_quality,
-    expected_verdict,
-    fit_candidates,
-)
 from circuit_breakers_training.trainer import AdapterResult, TrainingRows, train_adapter
 from circuit_breakers_training.work_dir import WorkDir, json_digest, progress_bar
 
 __all__ = [
-    "ChosenProbe",
     "Row",
     "Run",
     "build_data",
-    "calibrate_probe",
-    "choose_probe",
     "compare_texts",
     "render_splits",
-    "score_splits",
     "train",
 ]
 
@@ -63,14 +46,6 @@ _SHOWN_TOKENS = 48
 class Row(NamedTuple):
     conversation: Conversation
     rendered: Rendered
-
-
-class ChosenProbe(NamedTuple):
-    candidate: Candidate
-    table: list[dict[str, Any]]
-    """Quality of every candidate on the selection split."""
-    selection: list[ScoredConversation]
-    """The selection split under the chosen candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,140 +144,6 @@ def train(run: Run, dataset: Dataset) -> AdapterResult:
     return result
 
 
-def choose_probe(
-    run: Run, dataset: Dataset, splits: Mapping[str, Sequence[Row]], adapter: AdapterResult
-) -> ChosenProbe:
-    """All candidates fitted on the train split, the best one on the selection split."""
-    recipe = run.recipe.probe
-    layers = run.candidate_layers()
-    train_rows = [r for r in splits["train"] if expected_verdict(r.conversation) != "refused"]
-    selection = splits["selection"]
-
-    def compute() -> dict[str, Any]:
-        reader = ResidualReader(run.merged_dir(adapter), layers)
-        with progress_bar(run.console, "reading train", len(train_rows)) as progress:
-            tokens = collect_fit_tokens(
-                reader,
-                [r.rendered for r in train_rows],
-                [r.conversation.label == "harmful" for r in train_rows],
-                aggregations=recipe.aggregations,
-                tokens_per_conversation=recipe.tokens_per_conversation,
-                seed=run.recipe.seed,
-                progress=progress,
-            )
-        candidates = fit_candidates(tokens, layers, recipe.aggregations, inverse_l2=recipe.l2_C)
-        with progress_bar(run.console, "reading selection", len(selection)) as progress:
-            logits = token_logits(
-                reader,
-                [r.rendered for r in selection],
-                [(c.layer, c.weights) for c in candidates],
-                progress=progress,
-            )
-        counted = [expected_verdict(r.conversation) != "refused" for r in selection]
-        qualities = candidate_quality(
-            candidates,
-            [x for x, keep in zip(logits, counted, strict=True) if keep],
-            [
-                r.conversation.label == "harmful"
-                for r, keep in zip(selection, counted, strict=True)
-                if keep
-            ],
-        )
-        best = best_candidate(qualities)
-        return {
-            "layer": candidates[best].layer,
-            "aggregation": candidates[best].aggregation.model_dump(mode="json"),
-            "weight": candidates[best].weights.weight_D.tolist(),
-            "bias": candidates[best].weights.bias,
-            "table": [
-                {
-                    "layer": c.layer,
-                    "aggregation": c.aggregation.model_dump(mode="json"),
-                    **q._asdict(),
-                    "chosen": p == best,
-                }
-                for p, (c, q) in enumerate(zip(candidates, qualities, strict=True))
-            ],
-            "selection_logits": [logit_TP[:, best].tolist() for logit_TP in logits],
-        }
-
-    inputs = run.inputs(
-        adapter, dataset, recipe=recipe.model_dump(mode="json"), seed=run.recipe.seed
-    )
-    kept = run.work.stage("probe", inputs, compute)
-    weights = ProbeWeights(np.array(kept["weight"], np.float32), kept["bias"])
-    aggregation = Aggregation.model_validate(kept["aggregation"])
-    return ChosenProbe(
-        Candidate(kept["layer"], aggregation, weights),
-        kept["table"],
-        _scored(selection, kept["selection_logits"]),
-    )
-
-
-def score_splits(
-    run: Run,
-    dataset: Dataset,
-    splits: Mapping[str, Sequence[Row]],
-    adapter: AdapterResult,
-    probe: Candidate,
-) -> dict[str, list[ScoredConversation]]:
-    """The calibration and test splits under the chosen probe."""
-    # The threshold depends on benign conversations alone.
-    rows = {
-        "calibration": [
-            r for r in splits["calibration"] if expected_verdict(r.conversation) == "benign"
-        ],
-        "test": list(splits["test"]),
-    }
-
-    def compute() -> dict[str, Any]:
-        reader = ResidualReader(run.merged_dir(adapter), [probe.layer])
-        result = {}
-        for name, split in rows.items():
-            with progress_bar(run.console, f"reading {name}", len(split)) as progress:
-                logits = token_logits(
-                    reader,
-                    [r.rendered for r in split],
-                    [(probe.layer, probe.weights)],
-                    progress=progress,
-                )
-            result[name] = [logit_TP[:, 0].tolist() for logit_TP in logits]
-        return result
-
-    inputs = run.inputs(
-        adapter,
-        dataset,
-        layer=probe.layer,
-        weight=probe.weights.weight_D.tolist(),
-        bias=probe.weights.bias,
-    )
-    kept = run.work.stage("scores", inputs, compute)
-    return {name: _scored(split, kept[name]) for name, split in rows.items()}
-
-
-def calibrate_probe(
-    recipe: Recipe, probe: Candidate, benign: Sequence[ScoredConversation]
-) -> ProbeSpec:
-    """The probe with its threshold.
-
-    Raises:
-        CalibrationError: too few conversations for the promised false-positive rate.
-    """
-    threshold, calibration = calibrate(
-        np.array([peak_score(row.logit_T, probe.aggregation) for row in benign], np.float32),
-        target_fpr=recipe.probe.target_fpr,
-        confidence=recipe.probe.confidence,
-        max_tokens=max(len(row.logit_T) for row in benign),
-    )
-    return ProbeSpec(
-        name=f"layer{probe.layer}",
-        layer=probe.layer,
-        aggregation=probe.aggregation,
-        threshold_logit=threshold,
-        calibration=calibration,
-    )
-
-
 def compare_texts(
     run: Run, dataset: Dataset, rows: Sequence[Row], adapter: AdapterResult
 ) -> dict[str, Any]:
@@ -346,15 +187,6 @@ def compare_texts(
         }
 
     return run.work.stage("texts", run.inputs(adapter, dataset), compute)
-
-
-def _scored(rows: Sequence[Row], logits: Sequence[Sequence[float]]) -> list[ScoredConversation]:
-    return [
-        ScoredConversation(
-            row.conversation, row.rendered.num_prompt_tokens, np.array(logit_T, np.float32)
-        )
-        for row, logit_T in zip(rows, logits, strict=True)
-    ]
 
 
 def _few_of_each_source(conversations: Sequence[Conversation]) -> list[Conversation]:
