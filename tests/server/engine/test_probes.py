@@ -34,6 +34,14 @@ STREAM = np.random.default_rng(0).normal(size=(NUM_LAYERS, 5, WIDTH)).astype(np.
 """What each block puts out for five tokens."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _plugins() -> None:
+    # Registers the op, once a process, as every process of vLLM does.
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+
+
 class Block(nn.Module):
     """Puts out its part of STREAM, in two parts as vLLM's fused blocks do."""
 
