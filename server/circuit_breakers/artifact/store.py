@@ -5,7 +5,8 @@
       adapter/adapter_config.json          plain PEFT LoRA
       adapter/adapter_model.safetensors
       probes.safetensors
-      report.html, report.md, metrics.json, plots/...   what was measured, for people
+    chat_template.jinja                  only where it is not the model's own
+    report.html, report.md, metrics.json, plots/...   what was measured, for people
 
 Nothing is ever unpickled. Loading reads each file once and checks the bytes that it uses.
 """
@@ -47,15 +48,19 @@ from circuit_breakers.artifact.tensors import (
 )
 from circuit_breakers.errors import ArtifactError, BreakerMismatchError
 
-__all__ = ["Breaker", "builtin_breaker_path", "load_breaker", "save_breaker"]
+__all__ = ["CHAT_TEMPLATE", "Breaker", "builtin_breaker_path", "load_breaker", "save_breaker"]
 
 MANIFEST = "manifest.json"
 PROBES = "probes.safetensors"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"
 _CORE_FILES = frozenset({PROBES, ADAPTER_CONFIG, ADAPTER_WEIGHTS})
 # What a report is made of. An allow-list: no pickle, no code, no second set of weights.
-_EXTRA_SUFFIXES = (".md", ".html", ".json", ".jsonl", ".png", ".csv", ".toml", ".txt")
+_EXTRA_SUFFIXES = (
+    *(".md", ".html", ".json", ".jsonl", ".png", ".csv", ".toml", ".txt"),
+    ".jinja",
+)
 
 
 _CURE = "load the very model that the breaker was made for, or train a breaker for this one"
@@ -80,6 +85,11 @@ class Breaker:
     def adapter_dir(self) -> Path:
         """Directory of the LoRA adapter, for peft and vLLM."""
         return self.path / "adapter"
+
+    @property
+    def chat_template(self) -> Path | None:
+        """The chat template that the probe was calibrated with; None: the model's own."""
+        return self.path / CHAT_TEMPLATE if CHAT_TEMPLATE in self.manifest.files else None
 
     def check_fits(self, model: BaseModelSpec) -> None:
         """Pass if this breaker was made for exactly `model`.

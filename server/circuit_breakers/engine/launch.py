@@ -119,9 +119,16 @@ def guard_arguments(
 
     Raises:
         CalibrationError: the breaker's data does not support `target_fpr`.
+        ConfigError: a dynamic adapter would leave the breaker's own chat template out.
     """
     probes_at(breaker.manifest, target_fpr)
     merged = adapter == "merged"
+    if not merged and breaker.chat_template is not None:
+        raise ConfigError(
+            f"got adapter {adapter!r} for breaker {breaker.manifest.name!r}, which has a chat "
+            "template of its own, expected 'merged': a dynamic adapter runs with the base model's "
+            "tokenizer; merge the breaker"
+        )
     guard = EngineGuardConfig(
         breaker_path=str(breaker.path.resolve()),
         breaker_digest=breaker.digest,

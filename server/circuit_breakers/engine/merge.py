@@ -46,9 +46,10 @@ _CHUNK_BYTES = 1 << 22
 def merged_checkpoint(model: ResolvedModel, breaker: Breaker) -> Path:
     """Directory of `model` with the adapter of `breaker` merged in; made once, then cached.
 
-    The cache key covers the model's config and weights and the adapter's files, so another
-    breaker, revision or set of weights never meets an old merge. Processes that race for the same
-    key wait for the first one.
+    A chat template of the breaker's own takes the place of the model's. The cache key covers the
+    model's config and weights, the adapter's files and that template, so another breaker, revision
+    or set of weights never meets an old merge. Processes that race for the same key wait for the
+    first one.
 
     Raises:
         BreakerMismatchError: the breaker was made for another model.
@@ -58,22 +59,27 @@ def merged_checkpoint(model: ResolvedModel, breaker: Breaker) -> Path:
     breaker.check_fits(model.spec())
     root = cache_dir() / "merged"
     root.mkdir(parents=True, exist_ok=True)
-    key = merge_key(model, breaker.adapter_dir)
+    template = breaker.chat_template
+    key = merge_key(model, breaker.adapter_dir, chat_template=template)
     target = root / key
     if target.is_dir():
         return target
     with _exclusive(root / f"{key}.lock"):
         if not target.is_dir():
             logger.info("merging adapter: model=%s key=%s", model.name, key)
-            merge_adapter(model.path, breaker.adapter_dir, target)
+            merge_adapter(model.path, breaker.adapter_dir, target, chat_template=template)
     return target
 
 
-def merge_adapter(model_dir: Path, adapter_dir: Path, out: Path) -> None:
+def merge_adapter(
+    model_dir: Path, adapter_dir: Path, out: Path, *, chat_template: Path | None = None
+) -> None:
     """Write the checkpoint in `model_dir` with the LoRA in `adapter_dir` merged in, as `out`.
 
     `out` must not exist; it appears complete or not at all.
 
+    Args:
+        chat_template: file that takes the place of the model's own template.
     Raises:
         ArtifactError: the adapter does not fit the weights, or gives weights that are not finite.
         ModelError: the base checkpoint is incomplete or quantised.
@@ -91,6 +97,8 @@ def merge_adapter(model_dir: Path, adapter_dir: Path, out: Path) -> None:
         is_index = source.name.endswith(".index.json")
         if source.is_file() and source.suffix in _COPIED_SUFFIXES and not is_index:
             shutil.copyfile(source, temporary / source.name)
+    if chat_template is not None:
+        shutil.copyfile(chat_template, temporary / "chat_template.jinja")
     adapter_sha256 = _file_sha256(adapter_dir / "adapter_model.safetensors")
     (temporary / MERGE_MARKER).write_text(json.dumps({"adapter_sha256": adapter_sha256}), "utf-8")
     _flush(temporary)
@@ -155,7 +163,7 @@ def _merge_float32(base: Any, adapter_dir: Path) -> Any:
         ) from error
 
 
-def merge_key(model: ResolvedModel, adapter_dir: Path) -> str:
+def merge_key(model: ResolvedModel, adapter_dir: Path, *, chat_template: Path | None = None) -> str:
     """Names what the merge of these two would be: any other weights have another key."""
     digest = hashlib.sha256()
     digest.update(f"{_FORMAT}\n{model.config_sha256}\n".encode())
@@ -164,6 +172,8 @@ def merge_key(model: ResolvedModel, adapter_dir: Path) -> str:
     digest.update(f"revision {model.revision}\n".encode())
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         digest.update(f"{name} {_file_sha256(adapter_dir / name)}\n".encode())
+    if chat_template is not None:
+        digest.update(f"chat_template {_file_sha256(chat_template)}\n".encode())
     return digest.hexdigest()[:32]
 
 

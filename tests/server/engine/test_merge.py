@@ -23,8 +23,14 @@ from circuit_breakers.artifact.manifest import (
 )
 from circuit_breakers.artifact.store import Breaker, save_breaker
 from circuit_breakers.artifact.tensors import ProbeWeights
+from circuit_breakers.engine.launch import guard_arguments
 from circuit_breakers.engine.merge import merge_adapter, merged_checkpoint
-from circuit_breakers.errors import ArtifactError, BreakerMismatchError, ModelError
+from circuit_breakers.errors import (
+    ArtifactError,
+    BreakerMismatchError,
+    ConfigError,
+    ModelError,
+)
 from circuit_breakers.models import ResolvedModel, resolve_model
 
 WIDTH = 32
@@ -70,7 +76,9 @@ def _write_adapter(path: Path, model_dir: Path, scale: float = 0.05, width_rank:
     return path
 
 
-def _write_breaker(path: Path, model: ResolvedModel, adapter_dir: Path) -> Breaker:
+def _write_breaker(
+    path: Path, model: ResolvedModel, adapter_dir: Path, template: bytes | None = None
+) -> Breaker:
     calibration = Calibration(
         target_fpr=0.01, num_conversations=300, num_trips=0, fpr_upper_bound=0.00994, max_tokens=64
     )
@@ -94,7 +102,7 @@ def _write_breaker(path: Path, model: ResolvedModel, adapter_dir: Path) -> Break
             Canary(messages=(Message(role="user", content="harm"),), label="harmful"),
             Canary(messages=(Message(role="user", content="hello"),), label="benign"),
         ],
-        extra_files={},
+        extra_files={} if template is None else {"chat_template.jinja": template},
     )
 
 
@@ -251,6 +259,31 @@ def test_other_weights_or_another_adapter_never_meet_an_old_merge(
         other_model, _write_breaker(tmp_path / "b3", other_model, adapter_dir)
     )
     assert len({first, second, third}) == 3
+
+
+def test_a_template_of_the_breaker_takes_the_place_of_the_models(
+    tmp_path: Path, model_dir: Path, adapter_dir: Path, cache: Path
+) -> None:
+    model = resolve_model(str(model_dir))
+    own = _write_breaker(tmp_path / "b1", model, adapter_dir)
+    other = _write_breaker(tmp_path / "b2", model, adapter_dir, template=b"{{ bos_token }}")
+    paths = [merged_checkpoint(model, breaker) for breaker in (own, other)]
+    assert [(path / "chat_template.jinja").read_text() for path in paths] == [
+        "{{ messages }}",
+        "{{ bos_token }}",
+    ]
+    # The weights are the same, the directories are not.
+    assert own.chat_template is None
+    assert paths[0] != paths[1]
+
+
+def test_a_template_of_the_breaker_is_not_left_out(
+    tmp_path: Path, model_dir: Path, adapter_dir: Path
+) -> None:
+    model = resolve_model(str(model_dir))
+    breaker = _write_breaker(tmp_path / "b", model, adapter_dir, template=b"{{ bos_token }}")
+    with pytest.raises(ConfigError, match="chat template of its own, expected 'merged'"):
+        guard_arguments(model, breaker, mode="enforce", adapter="dynamic")
 
 
 def test_refuses_a_breaker_of_another_model(
