@@ -24,6 +24,7 @@ def test_help_of_every_command_shows_an_example() -> None:
         ["data", "build"],
         ["data", "import"],
         ["evaluate"],
+        ["recipes"],
         ["report"],
         ["serve"],
         ["train"],
@@ -43,6 +44,57 @@ def test_a_setting_out_of_range_is_wrong_usage() -> None:
     result = runner.invoke(app, ["serve", "--mode", "off"])
     assert result.exit_code == 2
     assert "--mode: got 'off'" in result.stderr
+
+
+def test_a_training_without_a_directory_or_with_an_unreadable_field_is_wrong_usage() -> None:
+    for arguments, said in (
+        (["train"], "--out"),
+        (["train", "--out", "o", "--set", "steps"], "expected FIELD=VALUE"),
+        (["train", "--out", "o", "--set", "schedule=cosine"], "--set schedule=cosine"),
+    ):
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 2, result.output
+        assert said in result.stderr
+
+
+def test_recipes_are_listed_with_model_and_notes() -> None:
+    result = runner.invoke(app, ["recipes"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    words = " ".join(result.stdout.split())
+    for said in ("auto", "any (--model)", "gpt2", "openai-community/gpt2", "arXiv 2406.04313"):
+        assert said in words
+
+
+def test_a_dry_run_says_what_comes_from_where(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        vocab_size=80,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    ).save_pretrained(tmp_path)
+    arguments = ["train", "--dry-run", "--recipe", "smollm2-135m-instruct"]
+    arguments += ["--model", str(tmp_path), "--set", "steps=3"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["model", str(tmp_path), "--model"] in rows
+    assert ["steps", "3", "--set"] in rows
+    assert ["batch_size", "8", "recipe"] in rows
+    assert ["target", "layers", "2"] in rows
+    assert "42,272 parameters" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    for name, value, said in (
+        ("max_length", "513", "would be refused: max_length is 513"),
+        ("steps", "0", "steps = 0 (from --set)"),
+    ):
+        refused = runner.invoke(app, [*arguments[:-2], "--set", f"{name}={value}"])
+        assert refused.exit_code == 1
+        assert said in refused.output
 
 
 def test_a_training_that_cannot_start_exits_with_1(tmp_path: Path) -> None:

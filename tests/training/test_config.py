@@ -1,24 +1,18 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.config import (
+    DataRecipe,
     LoraRecipe,
+    ProbeRecipe,
     Recipe,
     layer_at_depth,
-    load_recipe,
-    recipe_names,
 )
-
-
-def test_every_packaged_recipe_loads() -> None:
-    assert "smollm2-135m-instruct" in recipe_names()
-    for name in recipe_names():
-        assert load_recipe(name).model
 
 
 def test_two_thirds_of_thirty_blocks_is_block_19() -> None:
@@ -50,7 +44,11 @@ def test_digest_follows_training_fields_alone() -> None:
     recipe = Recipe(model="m")
     same = Recipe.model_validate({"model": "m", "checkpoint_every": 3, "probe": {"l2_C": 1.0}})
     assert same.training_digest() == recipe.training_digest()
+    noted = Recipe(model="m", notes="why", data=DataRecipe(max_new_tokens=3))
+    assert noted.training_digest() == recipe.training_digest()
     assert Recipe(model="m", steps=151).training_digest() != recipe.training_digest()
+    blanked = Recipe(model="m", data=DataRecipe(blank_prompt_share=0.5))
+    assert blanked.training_digest() != recipe.training_digest()
 
 
 def test_recipe_is_frozen() -> None:
@@ -58,39 +56,48 @@ def test_recipe_is_frozen() -> None:
         Recipe(model="m").steps = 3  # type: ignore[misc]
 
 
-def test_recipe_file_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_text('model = "m"\nsteps = 7\n[lora]\nrank = 4\n', encoding="utf-8")
-    recipe = load_recipe(path)
-    assert (recipe.steps, recipe.lora.rank) == (7, 4)
-    assert load_recipe(str(path)) == recipe
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"layers": (3, 3)}, "each once; leave it out to use target_depth"),
+        ({"batch_size": 4, "micro_batch_size": 5}, "micro_batch_size is 5; expected at most"),
+        ({"learning_rate": float("nan")}, "finite number"),
+        ({"lora": {"b_init_std": 0}}, "greater than 0"),
+    ],
+)
+def test_fields_that_cannot_be_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Recipe.model_validate({"model": "m", **fields})
+
+
+def test_micro_batches_up_to_the_batch_are_allowed() -> None:
+    assert Recipe(model="m", batch_size=4, micro_batch_size=4).micro_batch_size == 4
+
+
+def test_candidate_layers_are_ascending_and_each_once() -> None:
+    probe = ProbeRecipe(candidate_depths=(0.75, 0.5, 0.52, 0.99))
+    # round(0.75 * 12) - 1, round(0.5 * 12) - 1 = round(0.52 * 12) - 1, and never the last block.
+    assert probe.candidate_layers(12) == (5, 8, 10)
+
+
+def test_a_recipe_that_fits_runs() -> None:
+    Recipe(model="m").check_runs(num_layers=30, max_positions=2048, device="cpu")
+    Recipe(model="m", quantization="nf4").check_runs(
+        num_layers=30, max_positions=2048, device="cuda"
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("fields", "said"),
     [
-        ('model = "m"\nsteps = 0\n', "steps = 0: Input should be greater than or equal to 1"),
-        ('model = "m"\nstep = 3\n', "step is not a field of a recipe; remove it"),
-        ("steps = 3\n", "model is missing"),
-        ('model = "m"\n[lora]\nb_init_std = 0\n', "lora.b_init_std = 0: Input should be greater"),
-        ('model = "m"\nlearning_rate = nan\n', "learning_rate = nan: Input should be a finite"),
-        ('model = "m"\nlayers = [3, 3]\n', "each once; leave it out to use target_depth"),
-        ('model = "m"\n[probe]\nconcatenations = ["some"]\n', "probe.concatenations.0 = 'some'"),
-        ('model = "m"\n[probe]\nfpr_ladder = [0.0]\n', "probe.fpr_ladder.0 = 0.0"),
-        ("model = \n", "is not TOML"),
+        ({"quantization": "nf4"}, "quantization is 'nf4' on device 'cpu', expected 'cuda'"),
+        ({"max_length": 257}, "max_length is 257, expected at most 256"),
+        ({"layers": (11,)}, "12 blocks allows 0 to 10"),
     ],
 )
-def test_bad_recipe_file_says_what_to_change(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "bad.toml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError) as error:
-        load_recipe(path)
-    assert said in str(error.value)
-    assert str(path) in str(error.value)
-
-
-def test_unknown_recipe_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected one of .*smollm2-135m-instruct"):
-        load_recipe("smollm3")
-    with pytest.raises(ConfigError, match="does not exist"):
-        load_recipe(tmp_path / "none.toml")
+def test_a_recipe_that_cannot_run_says_which_field_to_change(
+    fields: dict[str, Any], said: str
+) -> None:
+    recipe = Recipe.model_validate({"model": "m", "max_length": 256, **fields})
+    with pytest.raises(ConfigError, match=said):
+        recipe.check_runs(num_layers=12, max_positions=256, device="cpu")

@@ -21,10 +21,16 @@ from circuit_breakers.errors import CalibrationError, ConfigError
 from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers.models import resolve_model
 from circuit_breakers_training import probe_stages, stages
-from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, ProbeRecipe, Recipe
+from circuit_breakers_training.config import (
+    DataRecipe,
+    LoraRecipe,
+    ObjectiveRecipe,
+    ProbeRecipe,
+    Recipe,
+)
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message, write_conversations
 from circuit_breakers_training.pipeline import breaker_name, run_training
-from circuit_breakers_training.render import render_prompt
+from circuit_breakers_training.render import PLAIN_TEMPLATE, load_tokenizer, render_prompt
 from circuit_breakers_training.report import rebuild_report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,6 +117,8 @@ def test_breaker_loads_and_fits_its_model(trained: Path, recipe: Recipe, data_di
     breaker.check_fits(resolve_model(recipe.model).spec())
     manifest = breaker.manifest
     assert manifest.recipe == recipe.model_dump(mode="json")
+    # The model's own template is not copied.
+    assert breaker.chat_template is None
     assert manifest.data_sha256 == json.loads((data_dir / "dataset.json").read_text())["sha256"]
     (probe,) = manifest.probes
     assert probe.calibration.num_conversations == 70
@@ -240,6 +248,58 @@ def test_same_recipe_and_data_give_the_same_probe(
     first = load_breaker(trained)
     assert again.manifest.probes == first.manifest.probes
     assert again.manifest.files["probes.safetensors"] == first.manifest.files["probes.safetensors"]
+
+
+def test_a_breaker_brings_the_template_that_its_model_lacks(
+    tiny_gpt2: Path, recipe: Recipe, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIRCUIT_BREAKERS_CACHE", str(tmp_path / "cache"))
+    model_dir = tmp_path / "model"
+    shutil.copytree(tiny_gpt2, model_dir)
+    (model_dir / "chat_template.jinja").unlink()
+    assert AutoTokenizer.from_pretrained(model_dir).chat_template is None
+    plain = recipe.model_copy(
+        update={
+            "model": str(model_dir),
+            "chat_template": "plain",
+            "data": DataRecipe(blank_prompt_share=0.5),
+        }
+    )
+    breaker = run_training(plain, tmp_path / "breaker", data_dir=data_dir)
+    assert breaker.chat_template == tmp_path / "breaker" / "chat_template.jinja"
+    assert breaker.chat_template.read_text() == PLAIN_TEMPLATE
+    assert breaker.manifest.recipe["chat_template"] == "plain"
+    metrics = json.loads((tmp_path / "breaker" / "metrics.json").read_text())
+    assert 0 < metrics["adapter"]["num_blanked"] < 60
+    # What the server loads renders as training did.
+    merged = merged_checkpoint(resolve_model(plain.model), breaker)
+    served = AutoTokenizer.from_pretrained(merged)
+    (canary, *_) = breaker.manifest.canaries
+    trained_on = render_prompt(load_tokenizer(model_dir, "plain"), canary.messages)
+    assert render_prompt(served, canary.messages) == trained_on
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"quantization": "nf4"}, "quantization is 'nf4' on device 'cpu', expected 'cuda'"),
+        ({"max_length": 129}, "max_length is 129, expected at most 128"),
+        ({"layers": (3,)}, "4 blocks allows 0 to 2"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused_at_the_start(
+    recipe: Recipe,
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    said: str,
+) -> None:
+    # The same on a machine with a GPU.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=said):
+        run_training(recipe.model_copy(update=fields), tmp_path / "breaker", data_dir=data_dir)
+    assert not (tmp_path / "breaker.work").exists()
 
 
 def test_too_few_benign_conversations_are_refused_before_training(

@@ -10,7 +10,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from circuit_breakers.errors import DataError, ModelError
 from circuit_breakers.models import ResolvedModel
 from circuit_breakers_training.data.jsonl import Conversation, Message
-from circuit_breakers_training.render import render, render_all, render_prompt
+from circuit_breakers_training.render import (
+    PLAIN_TEMPLATE,
+    load_tokenizer,
+    render,
+    render_all,
+    render_prompt,
+)
 
 CHAT = (Message("user", "please b1 b2"), Message("assistant", "b3 b4 b5"))
 
@@ -77,8 +83,47 @@ def test_template_that_rewrites_the_prompt_is_refused(tiny_llama: Path) -> None:
 def test_tokenizer_without_template_is_refused(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.chat_template = None
-    with pytest.raises(ModelError, match="has no chat template"):
+    with pytest.raises(ModelError, match=r"has no chat template.*chat_template to \"plain\""):
         render(tokenizer, CHAT, max_length=100)
+
+
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="save it there with tokenizer"):
+        load_tokenizer(tmp_path, "model")
+
+
+def test_plain_template_renders_turns_as_paragraphs(smollm2: ResolvedModel) -> None:
+    tokenizer = load_tokenizer(smollm2.path, "plain")
+    messages = (
+        Message("system", "Be brief."),
+        Message("user", "Hi there"),
+        Message("assistant", "Hello!"),
+        Message("user", "Bye"),
+        Message("assistant", "See you."),
+    )
+    row = render(tokenizer, messages, max_length=100)
+    bos = tokenizer.bos_token
+    prompt = f"{bos}System: Be brief.\n\nUser: Hi there\n\nAssistant: Hello!\n\nUser: Bye\n\n"
+    assert tokenizer.decode(row.ids[: row.num_prompt_tokens]) == prompt + "Assistant:"
+    # The space belongs to the first word, as it does when the model goes on by itself.
+    assert tokenizer.convert_ids_to_tokens(row.ids[row.num_prompt_tokens]) == "ĠSee"
+    assert tokenizer.decode(row.ids[row.num_prompt_tokens :]) == " See you."
+
+
+def test_plain_template_does_without_special_tokens(tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama, "plain")
+    assert tokenizer.bos_token is None
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "b1"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "User: b1\n\nAssistant:"
+
+
+def test_plain_template_survives_saving(tiny_llama: Path, tmp_path: Path) -> None:
+    # A server finds it beside the weights, where it wins over the model's own.
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(PLAIN_TEMPLATE.encode())
+    assert load_tokenizer(tmp_path, "model").chat_template == PLAIN_TEMPLATE
 
 
 def test_default_model_renders_as_it_is_served(smollm2: ResolvedModel) -> None:

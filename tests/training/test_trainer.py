@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from circuit_breakers.errors import ConfigError, DataError, ModelError
 from circuit_breakers_training.batch_losses import batch_losses
 from circuit_breakers_training.batches import pad_rows, plan_steps
-from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, Recipe
+from circuit_breakers_training.config import DataRecipe, LoraRecipe, ObjectiveRecipe, Recipe
 from circuit_breakers_training.data.jsonl import Conversation, write_conversations
 from circuit_breakers_training.render import Rendered, render
 from circuit_breakers_training.run_log import read_metrics
@@ -270,6 +271,44 @@ def test_complete_run_returns_its_result_again(
     other = recipe.model_copy(update={"seed": 1})
     with pytest.raises(ConfigError, match="trained with other settings or data"):
         train_adapter(other, model_dir=tiny_llama, rows=rows, out=tmp_path)
+
+
+def test_blank_prompts_change_harmful_rows_alone(
+    tiny_llama: Path, conversations: Conversations, tmp_path: Path
+) -> None:
+    rows = TrainingRows(retain=conversations["retain"], harmful=conversations["harmful"])
+    recipe = LLAMA.model_copy(update={"steps": 2})
+    blanked = recipe.model_copy(update={"data": DataRecipe(blank_prompt_share=1.0)})
+    whole = train_adapter(recipe, model_dir=tiny_llama, rows=rows, out=tmp_path / "whole")
+    blank = train_adapter(blanked, model_dir=tiny_llama, rows=rows, out=tmp_path / "blank")
+    assert (whole.num_blanked, blank.num_blanked) == (0, len(rows.harmful))
+    # The same conversations in the same order, each harmful one without its 3 to 5 words.
+    for before, after in zip(
+        read_metrics(whole.metrics_path), read_metrics(blank.metrics_path), strict=True
+    ):
+        fewer = before["num_tokens"] - after["num_tokens"]
+        assert 3 * recipe.batch_size <= fewer <= 5 * recipe.batch_size
+    # The result says what it was trained on.
+    with pytest.raises(ConfigError, match="trained with other settings or data"):
+        train_adapter(recipe, model_dir=tiny_llama, rows=rows, out=tmp_path / "blank")
+
+
+def test_a_model_without_a_template_trains_on_the_plain_one(
+    tiny_gpt2: Path, conversations: Conversations, tmp_path: Path
+) -> None:
+    model_dir = tmp_path / "model"
+    shutil.copytree(tiny_gpt2, model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = None
+    (model_dir / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(model_dir)
+    rows = TrainingRows(retain=conversations["retain"], harmful=conversations["harmful"])
+    recipe = GPT2.model_copy(update={"steps": 2})
+    with pytest.raises(ModelError, match="has no chat template"):
+        train_adapter(recipe, model_dir=model_dir, rows=rows, out=tmp_path / "none")
+    plain = recipe.model_copy(update={"chat_template": "plain"})
+    result = train_adapter(plain, model_dir=model_dir, rows=rows, out=tmp_path / "plain")
+    assert result.steps == 2
 
 
 # --- killed and resumed ------------------------------------------------------------------------

@@ -1,33 +1,29 @@
 """The training recipe: everything that decides what a breaker becomes, in one frozen object.
 
-A recipe is data: a TOML file of this package (`recipes/<name>.toml`) or of the user, parsed once at
-the edge and passed down. Fields left out take the defaults below, which are those of the built-in
-model. Depths are fractions of the decoder, so that one recipe fits models of any number of blocks.
+A recipe is data: a TOML file (recipe_files.py), resolved once at the edge (resolution.py) and
+passed down. Fields left out take the defaults below, which are those of the built-in model. Depths
+are fractions of the decoder, so that one recipe fits models of any number of blocks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from circuit_breakers.artifact.manifest import Aggregation
 from circuit_breakers.errors import ConfigError
 
 __all__ = [
+    "ChatTemplate",
     "DataRecipe",
     "LoraRecipe",
     "ObjectiveRecipe",
     "ProbeRecipe",
     "Recipe",
     "layer_at_depth",
-    "load_recipe",
-    "recipe_names",
 ]
 
 Depth = Annotated[FiniteFloat, Field(gt=0, lt=1)]
@@ -36,9 +32,11 @@ Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Tokens = Literal["response", "all"]
 """Tokens that enter a mean: the assistant's last message, or every token but padding."""
+ChatTemplate = Literal["model", "plain"]
+"""model: the tokenizer's own; plain: render.PLAIN_TEMPLATE, for base models without one."""
 
-# The adapter does not depend on these.
-_NOT_TRAINING = {"checkpoint_every", "probe", "data"}
+# The adapter does not depend on these, but for data.blank_prompt_share.
+_NOT_TRAINING = {"notes", "checkpoint_every", "probe", "data"}
 
 
 class _Frozen(BaseModel):
@@ -122,6 +120,10 @@ class ProbeRecipe(_Frozen):
     confidence: Fraction = 0.95
     """Confidence of that bound (Clopper-Pearson)."""
 
+    def candidate_layers(self, num_layers: int) -> tuple[int, ...]:
+        """0-based blocks that the probe may read in a model of `num_layers` blocks, ascending."""
+        return tuple(sorted({layer_at_depth(d, num_layers) for d in self.candidate_depths}))
+
 
 class DataRecipe(_Frozen):
     """The conversations that `data build` writes when the user brings none."""
@@ -139,8 +141,10 @@ class Recipe(_Frozen):
 
     model: Annotated[str, Field(min_length=1)]
     """Built-in name, hub id or directory of the base model."""
+    notes: str = ""
+    """What the recipe is for, and where and why it leaves its source; for people."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Decides adapter initialisation, dropout and the order of the conversations."""
+    """Decides adapter initialisation, dropout, the order of the conversations and blank prompts."""
 
     target_depth: Depth = 2 / 3
     """Depth of the block whose output is rerouted."""
@@ -170,8 +174,8 @@ class Recipe(_Frozen):
     """nf4: base weights in 4 bits by bitsandbytes, on a GPU only."""
     compile: bool = False
     """torch.compile the blocks."""
-    chat_template: Literal["model", "plain"] = "model"
-    """model: the tokenizer's own; plain: for base models without one, turns one below the other."""
+    chat_template: ChatTemplate = "model"
+    """How a conversation becomes text, in training and in serving."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 25
     """Steps between two checkpoints; a killed run loses at most this many."""
 
@@ -191,6 +195,36 @@ class Recipe(_Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> Recipe:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size is {self.micro_batch_size}; expected at most batch_size, "
+                f"{self.batch_size}; lower it or leave it out"
+            )
+        return self
+
+    def check_runs(self, *, num_layers: int, max_positions: int, device: str) -> None:
+        """Pass if a model of that shape can be trained by this recipe on that kind of device.
+
+        Args:
+            max_positions: longest context of the model in tokens.
+            device: "cpu" or "cuda".
+        Raises:
+            ConfigError: naming the field that has to change.
+        """
+        self.adapted_layers(num_layers)
+        if self.max_length > max_positions:
+            raise ConfigError(
+                f"max_length is {self.max_length}, expected at most {max_positions}, the model's "
+                "context in tokens; lower max_length"
+            )
+        if self.quantization == "nf4" and device != "cuda":
+            raise ConfigError(
+                f"quantization is 'nf4' on device {device!r}, expected 'cuda': 4-bit weights run "
+                'on a CUDA GPU only; set quantization to "none" or train on such a machine'
+            )
+
     def target_layers(self, num_layers: int) -> tuple[int, ...]:
         """0-based blocks to reroute in a model of `num_layers` blocks, ascending.
 
@@ -202,7 +236,8 @@ class Recipe(_Frozen):
         if max(self.layers) > num_layers - 2:
             raise ConfigError(
                 f"layers is {list(self.layers)}, but a model of {num_layers} blocks allows 0 to "
-                f"{num_layers - 2}; leave layers out and use target_depth to fit any model"
+                f"{num_layers - 2}; leave layers out and use target_depth to fit any model, as the "
+                "recipe auto does"
             )
         return tuple(sorted(self.layers))
 
@@ -224,6 +259,7 @@ class Recipe(_Frozen):
     def training_digest(self) -> str:
         """sha256 of the fields that decide the adapter, for telling whether a run may go on."""
         fields = self.model_dump(mode="json", exclude=_NOT_TRAINING)
+        fields["blank_prompt_share"] = self.data.blank_prompt_share
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -234,57 +270,3 @@ def layer_at_depth(depth: float, num_layers: int) -> int:
     """
     assert 0 < depth < 1 and num_layers >= 2
     return min(max(round(depth * num_layers) - 1, 0), num_layers - 2)
-
-
-def recipe_names() -> tuple[str, ...]:
-    """Names of the recipes that come with this package."""
-    files = resources.files(__package__).joinpath("recipes").iterdir()
-    return tuple(sorted(f.name[: -len(".toml")] for f in files if f.name.endswith(".toml")))
-
-
-def load_recipe(name_or_path: str | Path) -> Recipe:
-    """The recipe of that name in this package, or of that TOML file.
-
-    Raises:
-        ConfigError: no such recipe, not TOML, or a field is unknown, missing or out of range.
-    """
-    path = Path(name_or_path)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise ConfigError(
-                f"recipe file {str(path)!r} does not exist; expected a TOML file or one of the "
-                f"names {', '.join(recipe_names())}"
-            )
-        raw = path.read_bytes()
-    elif str(name_or_path) in recipe_names():
-        raw = resources.files(__package__).joinpath("recipes", f"{path}.toml").read_bytes()
-    else:
-        raise ConfigError(
-            f"got recipe {str(name_or_path)!r}, expected one of {', '.join(recipe_names())} or a "
-            "path ending in .toml; write a recipe file for another model"
-        )
-    try:
-        fields = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"recipe {str(name_or_path)!r} is not TOML: {error}; expected UTF-8 `field = value` "
-            "lines; correct the file at that place"
-        ) from error
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError(_explain(str(name_or_path), error)) from error
-
-
-def _explain(source: str, error: ValidationError) -> str:
-    """Every broken field of a recipe with what was got and expected."""
-    lines = []
-    for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"]) or "recipe"
-        if item["type"] == "missing":
-            lines.append(f"{field} is missing; expected a value; add it")
-        elif item["type"] == "extra_forbidden":
-            lines.append(f"{field} is not a field of a recipe; remove it or correct its name")
-        else:
-            lines.append(f"{field} = {item['input']!r}: {item['msg']}; change it")
-    return f"recipe {source!r} is not valid: " + " | ".join(lines)

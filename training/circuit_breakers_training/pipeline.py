@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from circuit_breakers.artifact import Breaker, save_breaker
+from circuit_breakers.artifact.store import CHAT_TEMPLATE
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.models import resolve_model
 from circuit_breakers_training.calibration import num_trips_allowed
@@ -40,6 +40,7 @@ from circuit_breakers_training.probe_stages import (
     measure_long,
     score_splits,
 )
+from circuit_breakers_training.render import PLAIN_TEMPLATE, load_tokenizer
 from circuit_breakers_training.report import log_columns, report_files
 from circuit_breakers_training.run_log import peak_rss_mib, read_metrics
 from circuit_breakers_training.selection import expected_verdict
@@ -88,15 +89,18 @@ def run_training(
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists, expected a new directory; choose another or overwrite it")
     model = resolve_model(recipe.model)
-    recipe.adapted_layers(model.num_layers)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe.check_runs(
+        num_layers=model.num_layers, max_positions=model.max_position_embeddings, device=device
+    )
     transformers_logging.disable_progress_bar()
     run = Run(
         recipe=recipe,
         model=model,
         work=WorkDir(out.with_name(f"{out.name}.work"), resume=resume),
         console=console,
-        tokenizer=AutoTokenizer.from_pretrained(model.path, local_files_only=True),
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        tokenizer=load_tokenizer(model.path, recipe.chat_template),
+        device=device,
     )
     dataset = build_data(run) if data_dir is None else load_dataset(data_dir)
     splits = render_splits(run, dataset)
@@ -149,7 +153,11 @@ def run_training(
         weights={spec.name: probe.candidate.weights},
         adapter_dir=adapter.adapter_dir,
         canaries=pick_canaries(probe.selection, spec),
-        extra_files={**report_files(metrics), DIGESTS_FILE: digests_file(dataset)},
+        extra_files={
+            **report_files(metrics),
+            **_own_template(recipe),
+            DIGESTS_FILE: digests_file(dataset),
+        },
         created=created,
         overwrite=overwrite,
     )
@@ -181,3 +189,10 @@ def _counts(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
         sources = counts.setdefault(expected_verdict(row.conversation), {})
         sources[row.conversation.source] = sources.get(row.conversation.source, 0) + 1
     return {verdict: dict(sorted(sources.items())) for verdict, sources in sorted(counts.items())}
+
+
+def _own_template(recipe: Recipe) -> dict[str, bytes]:
+    """The chat template that the server has to use, where it is not the model's."""
+    if recipe.chat_template == "model":
+        return {}
+    return {CHAT_TEMPLATE: PLAIN_TEMPLATE.encode()}

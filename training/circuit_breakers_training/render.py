@@ -11,14 +11,38 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from circuit_breakers.errors import DataError, ModelError
+from circuit_breakers_training.config import ChatTemplate
 from circuit_breakers_training.data.jsonl import Conversation
 
-__all__ = ["ChatMessage", "Rendered", "RenderedSet", "render", "render_all", "render_prompt"]
+__all__ = [
+    "PLAIN_TEMPLATE",
+    "ChatMessage",
+    "Rendered",
+    "RenderedSet",
+    "load_tokenizer",
+    "render",
+    "render_all",
+    "render_prompt",
+    "set_chat_template",
+]
 
 logger = logging.getLogger(__name__)
+
+PLAIN_TEMPLATE = (
+    "{% if bos_token is defined and bos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}{{ '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""Chat template for base models, which bring none: turns as paragraphs, each after its role.
+
+The generation prompt ends without a space, as tokenizers keep a space with the word behind it.
+"""
 
 
 class ChatMessage(Protocol):
@@ -59,6 +83,32 @@ class RenderedSet:
     """Conversations whose response was cut."""
     num_dropped: int
     """Conversations left out: no token of the response fits, or the response has none."""
+
+
+def load_tokenizer(model_dir: Path, chat_template: ChatTemplate) -> Any:
+    """The model's tokenizer, which renders conversations as the recipe says.
+
+    Raises:
+        ModelError: the directory holds no tokenizer that can be loaded.
+    """
+    # Deferred: transformers takes seconds to import.
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot load a tokenizer from {str(model_dir)!r} ({' '.join(str(error).split())}); "
+            "expected one beside config.json; save it there with tokenizer.save_pretrained"
+        ) from error
+    set_chat_template(tokenizer, chat_template)
+    return tokenizer
+
+
+def set_chat_template(tokenizer: Any, chat_template: ChatTemplate) -> None:
+    """Make `tokenizer` render conversations as the recipe says."""
+    if chat_template == "plain":
+        tokenizer.chat_template = PLAIN_TEMPLATE
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
@@ -144,8 +194,8 @@ def _template(tokenizer: Any, messages: Sequence[ChatMessage], **options: bool) 
     if getattr(tokenizer, "chat_template", None) is None:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, expected one, as "
-            "the server renders chats with it; use an instruction-tuned model or add "
-            "chat_template.jinja to the model directory"
+            "the server renders chats with it; use an instruction-tuned model, set chat_template "
+            'to "plain" in the recipe, or add chat_template.jinja to the model directory'
         )
     plain = [{"role": m.role, "content": m.content} for m in messages]
     text = tokenizer.apply_chat_template(plain, tokenize=False, **options)

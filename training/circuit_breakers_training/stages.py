@@ -16,7 +16,7 @@ from rich.console import Console
 
 from circuit_breakers.engine.merge import merge_adapter, merge_key
 from circuit_breakers.models import ResolvedModel
-from circuit_breakers_training.config import Recipe, layer_at_depth
+from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.build import build_dataset
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.jsonl import Conversation
@@ -61,8 +61,7 @@ class Run:
 
     def candidate_layers(self) -> list[int]:
         """0-based blocks that the probe may read, ascending."""
-        depths = self.recipe.probe.candidate_depths
-        return sorted({layer_at_depth(depth, self.model.num_layers) for depth in depths})
+        return list(self.recipe.probe.candidate_layers(self.model.num_layers))
 
     def merged_dir(self, adapter: AdapterResult) -> Path:
         """The merged checkpoint, made when a stage first asks for it."""
@@ -92,6 +91,7 @@ def build_data(run: Run) -> Dataset:
             model=run.recipe.model,
             seed=settings.seed,
             max_new_tokens=settings.max_new_tokens,
+            chat_template=run.recipe.chat_template,
             overwrite=True,
         )
         return {"digest": built.summary["digest"]}

@@ -32,7 +32,7 @@ from circuit_breakers_training.blocks import (
 from circuit_breakers_training.checkpoint import write_atomically
 from circuit_breakers_training.config import Recipe
 
-__all__ = ["StreamStates", "Streams"]
+__all__ = ["StreamStates", "Streams", "add_adapter"]
 
 
 class StreamStates(NamedTuple):
@@ -63,7 +63,7 @@ class Streams:
         # Dropout and other training behaviour of the base would make the two streams differ.
         model.eval()
         torch.manual_seed(recipe.seed)
-        self._peft = _with_adapter(model, recipe, adapted)
+        self._peft = add_adapter(model, recipe, adapted)
         self._core = model.base_model
         self._blocks = blocks
         self.layers = self.targets
@@ -141,7 +141,12 @@ def _load(model_dir: Path, recipe: Recipe) -> Any:
         ) from error
 
 
-def _with_adapter(model: Any, recipe: Recipe, layers: Sequence[int]) -> Any:
+def add_adapter(model: Any, recipe: Recipe, layers: Sequence[int]) -> Any:
+    """`model` with a fresh LoRA adapter on the blocks `layers`, as a PEFT model.
+
+    Raises:
+        ConfigError: the recipe names modules that this model does not have.
+    """
     linear = {
         n.rsplit(".", 1)[-1]: m
         for n, m in decoder_blocks(model).named_modules()

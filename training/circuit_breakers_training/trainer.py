@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from circuit_breakers.errors import ConfigError, DataError
 from circuit_breakers_training.batch_losses import batch_losses
 from circuit_breakers_training.batches import plan_steps
+from circuit_breakers_training.blank_prompts import blank_prompts
 from circuit_breakers_training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
@@ -35,7 +35,7 @@ from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.heldout import HeldoutCosine, heldout_cosine
 from circuit_breakers_training.objective import coefficients
-from circuit_breakers_training.render import Rendered, RenderedSet, render_all
+from circuit_breakers_training.render import Rendered, RenderedSet, load_tokenizer, render_all
 from circuit_breakers_training.run_log import RunLog, peak_rss_mib, read_metrics
 from circuit_breakers_training.streams import Streams
 
@@ -76,6 +76,8 @@ class AdapterResult:
     """Training conversations cut at max_length."""
     num_dropped: int
     """Training conversations left out, as no response token fitted."""
+    num_blanked: int
+    """Harmful training conversations whose last user turn was blanked."""
     benign_cosine: float | None
     """Cosine of adapted and base at the targets, held-out benign responses; None without any."""
     harmful_cosine: float | None
@@ -108,9 +110,12 @@ def train_adapter(
         DataError: a kind of conversation is missing or cannot be rendered.
         ModelError: the model cannot be loaded or has no chat template.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    tokenizer = load_tokenizer(model_dir, recipe.chat_template)
     retain = _render("benign", rows.retain, tokenizer, recipe)
-    harmful = _render("harmful", rows.harmful, tokenizer, recipe)
+    blanked = blank_prompts(
+        rows.harmful, share=recipe.data.blank_prompt_share, seed=recipe.seed, tokenizer=tokenizer
+    )
+    harmful = _render("harmful", blanked.conversations, tokenizer, recipe)
     digest = _run_digest(recipe, retain.rows, harmful.rows)
     out.mkdir(parents=True, exist_ok=True)
     if (out / "result.json").exists():
@@ -130,6 +135,7 @@ def train_adapter(
         peak_rss_mib=peak_rss_mib(),
         num_truncated=retain.num_truncated + harmful.num_truncated,
         num_dropped=retain.num_dropped + harmful.num_dropped,
+        num_blanked=blanked.num_blanked,
         benign_cosine=benign.overall,
         harmful_cosine=rerouted.overall,
         benign_cosine_by_source=benign.by_source,
@@ -139,9 +145,10 @@ def train_adapter(
     # The result now stands for the run; a checkpoint is several times the adapter's size.
     (out / "checkpoint.safetensors").unlink()
     logger.info(
-        "adapter trained: steps=%d seconds=%.1f benign_cosine=%s harmful_cosine=%s",
+        "adapter trained: steps=%d seconds=%.1f num_blanked=%d benign_cosine=%s harmful_cosine=%s",
         result.steps,
         result.seconds,
+        result.num_blanked,
         result.benign_cosine,
         result.harmful_cosine,
     )

@@ -5,8 +5,8 @@
       adapter/adapter_config.json          plain PEFT LoRA
       adapter/adapter_model.safetensors
       probes.safetensors
-    chat_template.jinja                  only where it is not the model's own
-    report.html, report.md, metrics.json, plots/...   what was measured, for people
+      chat_template.jinja                  only where it is not the model's own
+      report.html, report.md, metrics.json, plots/...   what was measured, for people
 
 Nothing is ever unpickled. Loading reads each file once and checks the bytes that it uses.
 """

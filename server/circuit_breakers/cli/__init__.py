@@ -9,7 +9,7 @@ from circuit_breakers.cli.benchmarks import bench_serve
 from circuit_breakers.cli.datasets import data_build, data_import
 from circuit_breakers.cli.evaluation import evaluate
 from circuit_breakers.cli.serving import serve, verify, version
-from circuit_breakers.cli.training import report, train
+from circuit_breakers.cli.training import recipes, report, train
 
 __all__ = [
     "app",
@@ -18,6 +18,7 @@ __all__ = [
     "data_import",
     "evaluate",
     "main",
+    "recipes",
     "report",
     "serve",
     "train",

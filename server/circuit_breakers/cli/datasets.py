@@ -33,6 +33,10 @@ def data_build(
     prompt_limit: Annotated[
         int | None, typer.Option(help="Prompts of each list, for a quick trial. [all]")
     ] = None,
+    plain_template: Annotated[
+        bool,
+        typer.Option("--plain-template", help="For a base model: render turns as plain text."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace another dataset in the directory.")] = (
         False
     ),
@@ -45,6 +49,7 @@ def data_build(
             seed=seed,
             extra_sets=tuple(extra_set or ()),
             prompt_limit=prompt_limit,
+            chat_template="plain" if plain_template else "model",
             overwrite=overwrite,
         )
     state = "found" if built.cached else f"built in {built.seconds:.0f} s"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from circuit_breakers.errors import DataError, ModelError
+from circuit_breakers_training.config import ChatTemplate
 from circuit_breakers_training.data.build import BuiltDataset, build_dataset
 from circuit_breakers_training.data.dataset import load_dataset
 from circuit_breakers_training.data.generate import Backend, Request, open_generator
@@ -15,7 +16,13 @@ from circuit_breakers_training.data.jsonl import Conversation
 MODEL = "smollm2-135m-instruct"
 
 
-def _build(out_dir: Path, *, seed: int = 0, overwrite: bool = False) -> BuiltDataset:
+def _build(
+    out_dir: Path,
+    *,
+    seed: int = 0,
+    chat_template: ChatTemplate = "model",
+    overwrite: bool = False,
+) -> BuiltDataset:
     return build_dataset(
         out_dir,
         model=MODEL,
@@ -24,6 +31,7 @@ def _build(out_dir: Path, *, seed: int = 0, overwrite: bool = False) -> BuiltDat
         sampled_prompts=6,
         refusals=3,
         prompt_limit=5,
+        chat_template=chat_template,
         backend="transformers",
         overwrite=overwrite,
     )
@@ -82,6 +90,17 @@ def test_the_same_seed_repeats_the_files(built: BuiltDataset, tmp_path: Path) ->
     again = _build(tmp_path / "again")
     assert not again.cached
     assert again.summary["digest"] == built.summary["digest"]
+
+
+def test_a_model_without_a_template_writes_after_the_plain_one(
+    built: BuiltDataset, tmp_path: Path
+) -> None:
+    plain = _build(tmp_path / "plain", chat_template="plain")
+    assert plain.summary["chat_template"] == "plain"
+    # A dataset from before there was a choice is still found.
+    assert "chat_template" not in built.summary
+    assert all("<|im_" not in row.response for row in _rows(plain.path))
+    assert plain.summary["digest"] != built.summary["digest"]
 
 
 def test_other_inputs_do_not_replace_a_dataset_unasked(built: BuiltDataset, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from circuit_breakers.models import ResolvedModel, resolve_model
+from circuit_breakers_training.config import ChatTemplate
 from circuit_breakers_training.data import prompt_lists
 from circuit_breakers_training.data.dataset import (
     SCHEMA_VERSION,
@@ -33,6 +34,7 @@ from circuit_breakers_training.data.responses import (
     write_responses,
 )
 from circuit_breakers_training.data.split import SPLITS
+from circuit_breakers_training.render import set_chat_template
 
 __all__ = ["BuiltDataset", "build_dataset"]
 
@@ -51,6 +53,7 @@ def build_dataset(
     refusals: int = 60,
     extra_sets: Sequence[str] = (),
     prompt_limit: int | None = None,
+    chat_template: ChatTemplate = "model",
     backend: Backend | None = None,
     overwrite: bool = False,
 ) -> BuiltDataset:
@@ -67,6 +70,7 @@ def build_dataset(
         refusals: harmful train prompts that also appear with a written refusal.
         extra_sets: public sets to add, keys of extras.EXTRA_SETS.
         prompt_limit: prompts taken of each list, for a quick trial; all by default.
+        chat_template: the model's own, or the plain one for a model without.
         backend: vLLM if installed, else transformers.
         overwrite: replaces another dataset in `out_dir`.
     Raises:
@@ -88,6 +92,8 @@ def build_dataset(
         "temperature": TEMPERATURE,
         "backend": used_backend,
     }
+    if chat_template != "model":  # left out otherwise, so that datasets from before stay found
+        settings["chat_template"] = chat_template
     prompts_sha256 = prompt_lists.prompts_digest()
     inputs = _inputs_digest(settings, prompts_sha256, resolved)
     found = find_dataset(out_dir, inputs, overwrite=overwrite)
@@ -100,6 +106,7 @@ def build_dataset(
     with open_generator(
         resolved.path, used_backend, seed=seed, max_model_len=MAX_PROMPT_TOKENS + max_new_tokens
     ) as generate:
+        set_chat_template(generate.tokenizer, chat_template)
         template = turn_template(generate.tokenizer, resolved.name)
         prompts = sample_user_prompts(
             generate, template, sampled_prompts, against=[row.prompt for row in written]

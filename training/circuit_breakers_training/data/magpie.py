@@ -57,7 +57,7 @@ def turn_template(tokenizer: Any, model: str) -> TurnTemplate:
     if not tokenizer.chat_template:
         raise DataError(
             f"model {model!r}: got a tokenizer without a chat template, expected a chat model; "
-            "train on an instruct model, or give your own JSONL"
+            "train on an instruct model, choose the plain chat template, or give your own JSONL"
         )
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": _SENTINEL}], tokenize=False, add_generation_prompt=True
@@ -69,7 +69,8 @@ def turn_template(tokenizer: Any, model: str) -> TurnTemplate:
             f"model {model!r}: got a chat template that drops or alters the user's text, expected "
             "the text followed by an end-of-turn token; give your own JSONL"
         )
-    before_ids = tokenizer.encode(before, add_special_tokens=False)
+    # A space belongs to the word after it, which the model has to write.
+    before_ids = tokenizer.encode(before.rstrip(" "), add_special_tokens=False)
     return TurnTemplate(tuple(before_ids), after_ids[0])
 
 

@@ -96,5 +96,10 @@ def _reason_to_drop(plan: Planned, text: str) -> str | None:
 
 def _prompt_ids(tokenizer: Any, plan: Planned) -> tuple[int, ...]:
     messages = [{"role": m.role, "content": m.content} for m in plan.messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tuple(tokenizer.encode(text + plan.prefill, add_special_tokens=False))
+    options = {"add_generation_prompt": True}
+    if plan.prefill:
+        # The template may put something in front of the answer, were it a space.
+        messages.append({"role": "assistant", "content": plan.prefill})
+        options = {"continue_final_message": True}
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return tuple(tokenizer.encode(text, add_special_tokens=False))

@@ -69,8 +69,8 @@ def guard_completions(
         EvaluationError: some token has no finite score.
     """
     policy = Policy.from_manifest(breaker.manifest, "enforce")
-    probes = [(spec.layer, breaker.weights[spec.name]) for spec in policy.probes]
-    reader = ResidualReader(merged_dir, sorted({layer for layer, _ in probes}))
+    probes = [(spec.read_layers, breaker.weights[spec.name]) for spec in policy.probes]
+    reader = ResidualReader(merged_dir, sorted({layer for layers, _ in probes for layer in layers}))
     logits = token_logits(reader, [c.rendered for c in completions], probes, progress=progress)
     guarded = [
         guard_stream(policy, logit_TK, completion.rendered.num_prompt_tokens)

@@ -7,7 +7,6 @@ the page's own policy forbids scripts, requests and forms.
 
 from __future__ import annotations
 
-from functools import partial
 from importlib import resources
 from typing import Any, get_args
 
@@ -25,7 +24,7 @@ def to_html(document: Document) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     for kind in get_args(Block):
-        environment.tests[kind.__name__.lower()] = partial(_is_a, kind)
+        environment.tests[kind.__name__.lower()] = _is_a(kind)
     folder = resources.files(__package__)
     template = environment.from_string((folder / "page.html.jinja").read_text("utf-8"))
     return template.render(
@@ -35,5 +34,5 @@ def to_html(document: Document) -> str:
     )
 
 
-def _is_a(kind: type, block: Any) -> bool:
-    return isinstance(block, kind)
+def _is_a(kind: type) -> Any:
+    return lambda block: isinstance(block, kind)

@@ -72,7 +72,7 @@ def cost_section(m: Mapping[str, Any]) -> Section | None:
         blocks.append(Paragraph(f"{m['machine']}; peak memory {peak}."))
     if peaks:
         header: tuple[str, ...] = ("stage", "seconds", "peak memory so far, GiB")
-        rows = tuple(
+        rows: tuple[tuple[str, ...], ...] = tuple(
             (stage, f"{seconds:.0f}", f"{peaks[stage] / 1024:.1f}" if stage in peaks else "")
             for stage, seconds in m["seconds"].items()
         )
