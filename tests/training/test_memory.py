@@ -18,8 +18,9 @@ from transformers import (
 from circuit_breakers.errors import ConfigError, ModelError
 from circuit_breakers_training.blocks import cut_blocks, decoder_blocks
 from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, Recipe
+from circuit_breakers_training.lora import add_adapter
 from circuit_breakers_training.memory import TrainingShape, training_shape
-from circuit_breakers_training.streams import Streams, add_adapter
+from circuit_breakers_training.streams import Streams
 
 RECIPE = Recipe(model="m", batch_size=4, max_length=32, lora=LoraRecipe(rank=4))
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit_breakers.errors import ConfigError, DataError, ModelError
 from circuit_breakers_training.batch_losses import batch_losses
-from circuit_breakers_training.batches import pad_rows, plan_steps
+from circuit_breakers_training.batches import pad_rows
 from circuit_breakers_training.config import DataRecipe, LoraRecipe, ObjectiveRecipe, Recipe
 from circuit_breakers_training.data.jsonl import Conversation, write_conversations
 from circuit_breakers_training.render import Rendered, render
@@ -156,29 +156,6 @@ def test_company_and_padding_of_a_row_change_nothing(
     padded = pad_rows([short, long], ["response", "response"])
     together = streams.forward(padded.ids_BT).adapted[0][0, : len(short.ids)]
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-
-
-# --- batches -----------------------------------------------------------------------------------
-
-
-def test_plan_uses_every_row_before_any_comes_again() -> None:
-    plan = plan_steps(range(1, 41), range(1, 21), steps=20, batch_size=4, seed=3)
-    assert len(plan) == 20
-    retain = [i for step in plan for i in step.retain]
-    harmful = [i for step in plan for i in step.harmful]
-    # 80 draws of 40 rows and of 20 rows.
-    assert all(retain.count(i) == 2 for i in range(40))
-    assert all(harmful.count(i) == 4 for i in range(20))
-    again = plan_steps(range(1, 41), range(1, 21), steps=20, batch_size=4, seed=3)
-    assert plan == again
-    assert plan != plan_steps(range(1, 41), range(1, 21), steps=20, batch_size=4, seed=4)
-
-
-def test_mask_covers_response_or_everything_but_never_padding() -> None:
-    row = Rendered(ids=(5, 6, 7, 8), num_prompt_tokens=3)
-    padded = pad_rows([row, row], ["response", "all"])
-    assert padded.ids_BT.shape == (2, 16)  # widths are multiples of 16
-    assert padded.mask_BT.nonzero().tolist() == [[0, 3], [1, 0], [1, 1], [1, 2], [1, 3]]
 
 
 # --- whole runs --------------------------------------------------------------------------------

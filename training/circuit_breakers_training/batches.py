@@ -1,24 +1,35 @@
-"""Which conversations make a step, and how they become one padded tensor.
+"""Which conversations make a step, and how they become one tensor: packed, or padded.
 
 A plan depends on nothing but lengths and seed. The position in it is the step number, so that a
 resumed run goes on with the very conversations that the killed one would have used next.
 
-B conversations, T tokens
+B conversations, T tokens, N tokens of a packed stream, C counted tokens
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from circuit_breakers_training.config import Tokens
+from circuit_breakers_training.packing import MATMUL_MAX_LENGTH, PackedLayout, pack_lengths
 from circuit_breakers_training.render import Rendered
 
-__all__ = ["PaddedRows", "StepRows", "pad_rows", "plan_steps"]
+__all__ = [
+    "PaddedRows",
+    "StepRows",
+    "TokenBatch",
+    "counted_tokens",
+    "pack_rows",
+    "pad_rows",
+    "padded_batch",
+    "plan_steps",
+]
 
 # Steps whose conversations are drawn together and then sorted by length: the more, the less
 # padding, and the less random the company of a conversation.
@@ -39,6 +50,20 @@ class PaddedRows(NamedTuple):
     """int64, padded on the right: a causal model's real tokens never see what follows them."""
     mask_BT: Tensor
     """bool, the tokens that count; never padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """Rows as a model takes them, and where their counted tokens are."""
+
+    ids_BT: Tensor
+    """int64; (1, N) when packed."""
+    position_BT: Tensor | None
+    """Position of each token in its row; None where that is its column."""
+    layout: PackedLayout | None
+    """How the packed stream divides into rows; None when padded."""
+    counted_C: Tensor
+    """int64 places of the counted tokens in ids_BT.flatten(), row after row as they were given."""
 
 
 def plan_steps(
@@ -78,9 +103,54 @@ def pad_rows(rows: Sequence[Rendered], tokens: Sequence[Tokens]) -> PaddedRows:
     mask_BT = torch.zeros(len(rows), width, dtype=torch.bool)
     for b, (row, kind) in enumerate(zip(rows, tokens, strict=True)):
         ids_BT[b, : len(row.ids)] = torch.tensor(row.ids)
-        start = row.num_prompt_tokens if kind == "response" else 0
-        mask_BT[b, start : len(row.ids)] = True
+        mask_BT[b, len(row.ids) - counted_tokens(row, kind) : len(row.ids)] = True
     return PaddedRows(ids_BT, mask_BT)
+
+
+def counted_tokens(row: Rendered, tokens: Tokens) -> int:
+    """How many of the row's tokens, always its last ones, enter a mean."""
+    return len(row.ids) - (row.num_prompt_tokens if tokens == "response" else 0)
+
+
+def padded_batch(
+    rows: Sequence[Rendered], tokens: Sequence[Tokens], device: torch.device
+) -> TokenBatch:
+    """Rows one below the other, padded to the longest."""
+    padded = pad_rows(rows, tokens)
+    return TokenBatch(
+        ids_BT=padded.ids_BT.to(device),
+        position_BT=None,
+        layout=None,
+        counted_C=padded.mask_BT.flatten().nonzero()[:, 0].to(device),
+    )
+
+
+def pack_rows(
+    rows: Sequence[Rendered],
+    tokens: Sequence[Tokens],
+    device: torch.device,
+    *,
+    matmul_max_length: int = MATMUL_MAX_LENGTH,
+) -> TokenBatch:
+    """Rows end to end in one stream, without padding."""
+    packing = pack_lengths(
+        [len(row.ids) for row in rows], device, matmul_max_length=matmul_max_length
+    )
+    num_tokens = sum(len(row.ids) for row in rows) + packing.layout.num_fillers
+    ids_N = torch.zeros(num_tokens, dtype=torch.int64)
+    position_N = torch.zeros(num_tokens, dtype=torch.int64)
+    counted = []
+    for row, kind, start in zip(rows, tokens, packing.starts, strict=True):
+        end = start + len(row.ids)
+        ids_N[start:end] = torch.tensor(row.ids)
+        position_N[start:end] = torch.arange(len(row.ids))
+        counted.append(torch.arange(end - counted_tokens(row, kind), end))
+    return TokenBatch(
+        ids_BT=ids_N[None].to(device),
+        position_BT=position_N[None].to(device),
+        layout=packing.layout,
+        counted_C=torch.cat(counted).to(device),
+    )
 
 
 def _shuffled_forever(num_rows: int, rng: random.Random) -> Iterator[int]:

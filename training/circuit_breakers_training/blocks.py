@@ -1,20 +1,29 @@
-"""The decoder blocks of a Hugging Face model: find them, cut them off, read and reuse their output.
+"""The decoder blocks of a Hugging Face model: find them, cut them off, read them, run them twice.
 
-B conversations, T tokens, D model width
+B rows, T tokens, D model width
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from circuit_breakers.errors import ModelError
 
-__all__ = ["SharedBlock", "cut_blocks", "decoder_blocks", "record_outputs", "share_blocks"]
+__all__ = [
+    "BaseStream",
+    "compile_blocks",
+    "cut_blocks",
+    "decoder_blocks",
+    "record_outputs",
+    "rerun_in_backward",
+]
 
 
 def decoder_blocks(model: Any) -> nn.ModuleList:
@@ -50,7 +59,7 @@ def record_outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
     def keep(index: int) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs[index] = output[0] if isinstance(output, tuple) else output
+            outputs[index] = _hidden(output)
 
         return hook
 
@@ -62,34 +71,94 @@ def record_outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-class SharedBlock(nn.Module):
-    """A block without an adapter: run in the base pass, replayed in the adapted pass.
+class BaseStream:
+    """The stream without the adapter, which moves up by one block whenever the adapted one has.
 
-    Both passes have the same input up to the first adapted block, so they agree there exactly.
+    A forward pass runs the adapted stream, through the model's own code. Below the first adapted
+    block the streams are one; from there on each block is run again on the base stream, so that the
+    two are compared block by block and no base state is kept for later.
     """
 
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-        self.replay = False
-        self._output: Any = None
+    def __init__(
+        self,
+        disabled: Callable[[], AbstractContextManager[None]],
+        observe: Callable[[int, Tensor, Tensor], None],
+    ) -> None:
+        """
+        Args:
+            disabled: the adapter is off inside.
+            observe: called with an observed layer and both streams' (B, T, D) output of it.
+        """
+        self._disabled = disabled
+        self._observe = observe
+        self.hidden_BTD: Tensor | None = None
+        """Output of the block that was run last; None where the two streams are still one."""
+        self._advancing = False
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.replay:
-            self._output = self.block(*args, **kwargs)
-        return self._output
+    @contextmanager
+    def beside(
+        self, blocks: Mapping[int, nn.Module], doubled: frozenset[int], observed: frozenset[int]
+    ) -> Iterator[None]:
+        """A forward pass inside runs both streams.
 
-    def __getattr__(self, name: str) -> Any:
-        # Models read facts of a block before they call it, such as its attention type.
+        Args:
+            blocks: by layer.
+            doubled: layers that are run once a stream.
+            observed: layers whose outputs are compared.
+        """
+        handles = [
+            block.register_forward_hook(
+                partial(self._advance, layer, layer in doubled, layer in observed),
+                with_kwargs=True,
+            )
+            for layer, block in blocks.items()
+            if layer in doubled or layer in observed
+        ]
         try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("block"), name)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _advance(
+        self,
+        layer: int,
+        doubled: bool,
+        observed: bool,
+        block: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        if self._advancing:
+            return
+        adapted_BTD = _hidden(output)
+        base_BTD = adapted_BTD.detach()
+        if doubled:
+            hidden_BTD = args[0] if self.hidden_BTD is None else self.hidden_BTD
+            self._advancing = True
+            with self._disabled():
+                # With its other hooks, by which wrappers gather the weights of a sharded block.
+                base_BTD = _hidden(block(hidden_BTD, *args[1:], **kwargs))
+            self._advancing = False
+            self.hidden_BTD = base_BTD
+        if observed:
+            self._observe(layer, adapted_BTD, base_BTD)
 
 
-def share_blocks(blocks: nn.ModuleList, num_blocks: int) -> tuple[SharedBlock, ...]:
-    """Replace the first `num_blocks` blocks by shared ones, in place."""
-    shared = tuple(SharedBlock(block) for block in blocks[:num_blocks])
-    for index, block in enumerate(shared):
-        blocks[index] = block
-    return shared
+def rerun_in_backward(blocks: Sequence[nn.Module]) -> None:
+    """Keep only each block's input for the backward pass, and run it again there; in place."""
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def compile_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Compile each block on its first run, for any number of tokens; in place."""
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=True)  # type: ignore[method-assign]
+
+
+def _hidden(output: Any) -> Tensor:
+    """A block's (B, T, D) output, which comes first where there is more."""
+    hidden_BTD: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden_BTD

@@ -23,8 +23,8 @@ from torch.func import functional_call
 
 from circuit_breakers_training.blocks import cut_blocks, decoder_blocks
 from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.lora import add_adapter
 from circuit_breakers_training.skeleton import model_skeleton
-from circuit_breakers_training.streams import add_adapter
 
 __all__ = ["MemoryEstimate", "TrainingShape", "training_shape"]
 

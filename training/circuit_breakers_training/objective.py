@@ -1,18 +1,19 @@
-"""The losses of Representation Rerouting as pure functions of hidden states.
+"""The errors that Representation Rerouting trains on, as pure functions of hidden states.
 
 Source: Zou et al. 2024, "Improving Alignment and Robustness with Circuit Breakers"
 (arXiv 2406.04313), Algorithm 1 with the losses of section 3.2; reference implementation
 GraySwanAI/circuit-breakers, src/lorra_circuit_breaker.py.
 
-Hidden states are given per layer, adapted (adapter on) and base (adapter off, constant), together
-with a mask of the tokens that count. Padding is never in a mask, so it never enters a mean.
+Hidden states of one layer are given token by token, adapted (adapter on) and base (adapter off,
+constant); padding is never among them, so it never enters a mean. Errors are summed and divided in
+batch_losses.py, over tokens of all parts of a step alike.
 
-B conversations, T tokens, D model width, N counted tokens
+B conversations, T tokens, D model width, N tokens
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,10 +23,10 @@ from torch.nn.functional import cosine_similarity
 __all__ = [
     "Coefficients",
     "coefficients",
+    "cosines",
     "mean_cosine",
-    "reroute_loss",
-    "retain_absolute",
-    "retain_relative",
+    "retain_errors_absolute",
+    "retain_errors_relative",
 ]
 
 
@@ -47,71 +48,52 @@ def coefficients(step: int, steps: int, alpha: float) -> Coefficients:
     return Coefficients(retain=alpha * progress, reroute=alpha * (1 - progress))
 
 
-def reroute_loss(adapted: Sequence[Tensor], base: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
-    """Mean over layers and counted tokens of ReLU(cos(adapted, base)); float32 ().
+def cosines(adapted_ND: Tensor, base_ND: Tensor) -> Tensor:
+    """cos(adapted, base) of each token; float32 (N,).
 
-    Section 3.2, L_s with the rep-orthogonality loss. Zero when every adapted representation is
-    orthogonal to its base, or beyond. Deviation: by recipe only response tokens are counted, where
-    the reference implementation counts user tokens, too.
+    The reroute loss is the mean of its ReLU over target layers and counted tokens: section 3.2,
+    L_s with the rep-orthogonality loss. It is zero when every adapted representation is orthogonal
+    to its base, or beyond. Deviation: by recipe only response tokens are counted, where the
+    reference implementation counts user tokens, too.
+    """
+    # bfloat16 keeps 8 bits: a cosine near 1 needs float32.
+    return cosine_similarity(adapted_ND.float(), base_ND.float(), dim=-1, eps=1e-8)
+
+
+def retain_errors_absolute(adapted_ND: Tensor, base_ND: Tensor) -> Tensor:
+    """||adapted - base||_2 of each token; float32 (N,).
+
+    Section 3.2, L_r, whose mean over layers and counted tokens is the retain loss. Deviation:
+    padding is left out, where the reference implementation counts it as an error of zero.
+    """
+    return torch.linalg.vector_norm(adapted_ND.float() - base_ND.float(), dim=-1)
+
+
+def retain_errors_relative(adapted_ND: Tensor, base_ND: Tensor, *, smoothing: float) -> Tensor:
+    """sqrt(e^2 + s^2) - s of each token; float32 (N,).
+
+    e = ||adapted - base|| / ||base||, s = `smoothing`. Deviation from the paper's L2 norm: the
+    residual stream's norm differs by a factor of 20 and more between models, layers and tokens,
+    and a norm has no slope to leave zero by small steps, which pins the adapter there.
+    """
+    base_ND = base_ND.float()
+    norm_N = torch.linalg.vector_norm(base_ND, dim=-1).clamp_min(1e-6)
+    squared_N = (adapted_ND.float() - base_ND).square().sum(dim=-1) / norm_N.square()
+    return (squared_N + smoothing**2).sqrt() - smoothing
+
+
+def mean_cosine(adapted: Sequence[Tensor], base: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
+    """Mean over layers and counted tokens of cos(adapted, base); float32 ().
 
     Args:
         adapted: (B, T, D) per layer.
         base: the same with the adapter off.
         mask_BT: bool, the tokens that count.
     """
-    return _mean(lambda x_ND, y_ND: _cosine(x_ND, y_ND).relu(), adapted, base, mask_BT)
-
-
-def retain_absolute(adapted: Sequence[Tensor], base: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
-    """Mean over layers and counted tokens of ||adapted - base||_2; float32 ().
-
-    Section 3.2, L_r. Deviation: padding is left out, where the reference implementation counts it
-    as an error of zero.
-    """
-    return _mean(
-        lambda x_ND, y_ND: torch.linalg.vector_norm(x_ND - y_ND, dim=-1), adapted, base, mask_BT
-    )
-
-
-def retain_relative(
-    adapted: Sequence[Tensor], base: Sequence[Tensor], mask_BT: Tensor, *, smoothing: float
-) -> Tensor:
-    """Mean over layers and counted tokens of sqrt(e^2 + s^2) - s; float32 ().
-
-    e = ||adapted - base|| / ||base||, s = `smoothing`. Deviation from the paper's L2 norm: the
-    residual stream's norm differs by a factor of 20 and more between models, layers and tokens,
-    and a norm has no slope to leave zero by small steps, which pins the adapter there.
-    """
-
-    def error(x_ND: Tensor, y_ND: Tensor) -> Tensor:
-        norm_N = torch.linalg.vector_norm(y_ND, dim=-1).clamp_min(1e-6)
-        squared_N = (x_ND - y_ND).square().sum(dim=-1) / norm_N.square()
-        return (squared_N + smoothing**2).sqrt() - smoothing
-
-    return _mean(error, adapted, base, mask_BT)
-
-
-def mean_cosine(adapted: Sequence[Tensor], base: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
-    """Mean over layers and counted tokens of cos(adapted, base); float32 ()."""
-    return _mean(_cosine, adapted, base, mask_BT)
-
-
-def _cosine(x_ND: Tensor, y_ND: Tensor) -> Tensor:
-    return cosine_similarity(x_ND, y_ND, dim=-1, eps=1e-8)
-
-
-def _mean(
-    measure: Callable[[Tensor, Tensor], Tensor],
-    adapted: Sequence[Tensor],
-    base: Sequence[Tensor],
-    mask_BT: Tensor,
-) -> Tensor:
-    """Mean of a token-wise measure over layers and counted tokens, in float32."""
     assert len(adapted) == len(base) > 0
     assert mask_BT.dtype == torch.bool and bool(mask_BT.any())
-    # bfloat16 keeps 8 bits: a cosine near 1 needs float32.
     per_layer = [
-        measure(x_BTD[mask_BT].float(), y_BTD[mask_BT].float()).mean()
+        cosines(x_BTD[mask_BT], y_BTD[mask_BT]).mean()
         for x_BTD, y_BTD in zip(adapted, base, strict=True)
     ]
     return torch.stack(per_layer).mean()

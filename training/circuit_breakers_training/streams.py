@@ -1,38 +1,55 @@
-"""A base model cut to what training needs, run twice: with its adapter off and on.
+"""A base model cut to what training needs, run as two streams: with its adapter off and on.
 
-No block above the deepest target is kept and the language-model head never runs: neither loss
-depends on them.
-
-B conversations, T tokens, D model width
+B rows, T tokens, C counted tokens, D model width
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
-from safetensors.torch import save
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
-from circuit_breakers.errors import ConfigError, ModelError
+from circuit_breakers_training.base_model import drop_head, load_base, use_packed_attention
+from circuit_breakers_training.batches import TokenBatch, pack_rows, padded_batch
 from circuit_breakers_training.blocks import (
+    BaseStream,
+    compile_blocks,
     cut_blocks,
     decoder_blocks,
-    record_outputs,
-    share_blocks,
+    rerun_in_backward,
 )
-from circuit_breakers_training.checkpoint import write_atomically
-from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.config import Recipe, Tokens
+from circuit_breakers_training.lora import Adapter
+from circuit_breakers_training.packing import MATMUL_MAX_LENGTH
+from circuit_breakers_training.render import Rendered
 
-__all__ = ["StreamStates", "Streams", "add_adapter"]
+__all__ = ["Shortcuts", "StreamStates", "Streams"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortcuts:
+    """What a step leaves out. None changes what is computed; each can be measured by doing it."""
+
+    padding: bool = True
+    """Rows are packed; else padded to the longest."""
+    upper_blocks: bool = True
+    """Blocks above the deepest target are dropped."""
+    lower_blocks_twice: bool = True
+    """Blocks below the first adapted one are run once for both streams."""
+    head: bool = True
+    """The language-model head is dropped; else run on both streams."""
+    fused_attention: bool = True
+    """Rows up to a length are attended to by plain matrix products on a CPU."""
+    float32_weights: bool = True
+    """In precision bf16 the base weights are bfloat16; else float32, cast at every use."""
+
+
+ALL_SHORTCUTS = Shortcuts()
 
 
 class StreamStates(NamedTuple):
@@ -45,133 +62,134 @@ class StreamStates(NamedTuple):
 class Streams:
     """The cut model with a fresh LoRA adapter on the blocks that the recipe names."""
 
-    def __init__(self, recipe: Recipe, model_dir: Path, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        model_dir: Path,
+        device: torch.device,
+        *,
+        shortcuts: Shortcuts = ALL_SHORTCUTS,
+    ) -> None:
         """Load the model in the recipe's precision and add the adapter, seeded by the recipe.
 
         Raises:
             ModelError: the directory holds no decoder that can be loaded.
-            ConfigError: layers or adapter modules do not exist in this model.
+            ConfigError: layers or adapter modules do not exist in this model, or it cannot be
+                quantized here.
         """
         self.device = device
-        self._autocast = recipe.precision == "bf16"
-        model = _load(model_dir, recipe).to(device)
+        self._shortcuts = shortcuts
+        small = recipe.precision == "bf16" and shortcuts.float32_weights
+        self._autocast = recipe.precision == "bf16" and not small
+        model = load_base(recipe, model_dir, device, torch.bfloat16 if small else torch.float32)
         blocks = decoder_blocks(model)
         self.targets = recipe.target_layers(len(blocks))
         adapted = recipe.adapted_layers(len(blocks))
-        cut_blocks(model, self.targets[-1] + 1)
-        self._shared = share_blocks(blocks, adapted[0])
-        # Dropout and other training behaviour of the base would make the two streams differ.
-        model.eval()
-        torch.manual_seed(recipe.seed)
-        self._peft = add_adapter(model, recipe, adapted)
-        self._core = model.base_model
-        self._blocks = blocks
+        if shortcuts.upper_blocks:
+            cut_blocks(model, self.targets[-1] + 1)
+        if shortcuts.head:
+            drop_head(model)
+        self.packed = use_packed_attention(model) and shortcuts.padding
+        """Rows are run end to end, without padding."""
+        self._adapter = Adapter(model, recipe, adapted)
+        self._model = model
+        self._blocks = dict(enumerate(blocks))
+        first_doubled = adapted[0] if shortcuts.lower_blocks_twice else 0
+        self._doubled = frozenset(range(first_doubled, len(blocks)))
         self.layers = self.targets
         if recipe.objective.retain_layers == "all":
-            self.layers = tuple(range(len(blocks)))
+            self.layers = tuple(range(self.targets[-1] + 1))
+        if recipe.compile:
+            compile_blocks(blocks)
+        if recipe.gradient_checkpointing:
+            rerun_in_backward([blocks[layer] for layer in adapted])
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters by name, float32."""
-        return {n: p for n, p in self._peft.named_parameters() if p.requires_grad}
+        return self._adapter.parameters
+
+    @property
+    def module(self) -> nn.Module:
+        """Everything with parameters, for wrappers that shard or synchronise them."""
+        module: nn.Module = self._adapter.module
+        return module
+
+    @property
+    def block_class_names(self) -> tuple[str, ...]:
+        """Class names of the decoder blocks, the natural unit of sharding."""
+        return tuple(sorted({type(block).__name__ for block in self._blocks.values()}))
 
     def set_dropout(self, active: bool) -> None:
         """Switch the adapter's dropout for the passes to come."""
-        for module in self._peft.modules():
-            if isinstance(module, LoraLayer):
-                module.lora_dropout.train(active)
+        self._adapter.set_dropout(active)
+
+    def batch(self, rows: Sequence[Rendered], tokens: Sequence[Tokens]) -> TokenBatch:
+        """Rows as `compare` takes them, packed or padded, on the device."""
+        if not self.packed:
+            return padded_batch(rows, tokens, self.device)
+        limit = MATMUL_MAX_LENGTH if self._shortcuts.fused_attention else 0
+        return pack_rows(rows, tokens, self.device, matmul_max_length=limit)
+
+    def compare(self, batch: TokenBatch, observe: Callable[[int, Tensor, Tensor], None]) -> None:
+        """Run both streams; only the adapted one carries gradients.
+
+        Args:
+            observe: called at each of `layers`, ascending, with the layer and the (C, D) adapted
+                and base states of the counted tokens, in the batch's order.
+        """
+
+        def counted(layer: int, adapted_BTD: Tensor, base_BTD: Tensor) -> None:
+            adapted_CD, base_CD = (
+                x.flatten(0, 1).index_select(0, batch.counted_C) for x in (adapted_BTD, base_BTD)
+            )
+            observe(layer, adapted_CD, base_CD)
+
+        arguments: dict[str, Any] = {}
+        if batch.layout is not None:
+            arguments = {"position_ids": batch.position_BT, "packed_layout": batch.layout}
+        self._run(batch.ids_BT, counted, arguments)
 
     def forward(self, ids_BT: Tensor) -> StreamStates:
         """Run both streams over right-padded ids; only the adapted one carries gradients."""
-        recorded = [self._blocks[layer] for layer in self.layers]
-        ids_BT = ids_BT.to(self.device)
-        with record_outputs(recorded) as base, torch.no_grad(), self._peft.disable_adapter():
-            self._run(ids_BT, replay=False)
-        with record_outputs(recorded) as adapted:
-            self._run(ids_BT, replay=True)
-        return StreamStates(adapted=adapted, base=base)
+        states = StreamStates([], [])
+
+        def keep(_layer: int, adapted_BTD: Tensor, base_BTD: Tensor) -> None:
+            states.adapted.append(adapted_BTD)
+            states.base.append(base_BTD)
+
+        self._run(ids_BT.to(self.device), keep, {})
+        return states
 
     def at_targets(self, states: StreamStates) -> StreamStates:
         """The target layers of `states`."""
         chosen = [self.layers.index(layer) for layer in self.targets]
         return StreamStates([states.adapted[i] for i in chosen], [states.base[i] for i in chosen])
 
-    def _run(self, ids_BT: Tensor, *, replay: bool) -> None:
-        for block in self._shared:
-            block.replay = replay
+    def save_adapter(
+        self, directory: Path, *, base_name: str, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write the adapter as plain PEFT: adapter_config.json and bfloat16 safetensors.
+
+        Args:
+            weights: whole parameters by name, where this process holds shards of them only.
+        """
+        self._adapter.save(directory, base_name=base_name, weights=weights)
+
+    def _run(
+        self,
+        ids_BT: Tensor,
+        observe: Callable[[int, Tensor, Tensor], None],
+        arguments: dict[str, Any],
+    ) -> None:
+        base = BaseStream(self._adapter.disabled, observe)
         autocast: AbstractContextManager[Any] = nullcontext()
         if self._autocast:
             autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
-        with autocast:
-            self._core(ids_BT, use_cache=False)
-
-    def save_adapter(self, directory: Path, *, base_name: str) -> None:
-        """Write the adapter as plain PEFT: adapter_config.json and bfloat16 safetensors."""
-        directory.mkdir(parents=True, exist_ok=True)
-        # Embeddings are never trained; asking PEFT to find out would look the base up on the hub.
-        state = get_peft_model_state_dict(self._peft, save_embedding_layers=False)
-        tensors = {n: t.detach().to("cpu", torch.bfloat16).contiguous() for n, t in state.items()}
-        write_atomically(
-            directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"})
-        )
-        config = self._peft.peft_config["default"].to_dict()
-        config |= {"base_model_name_or_path": base_name, "inference_mode": True}
-        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-        text = json.dumps(plain, indent=2, sort_keys=True) + "\n"
-        write_atomically(directory / "adapter_config.json", text.encode())
-
-
-def _load(model_dir: Path, recipe: Recipe) -> Any:
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            model_dir,
-            dtype=dtype,
-            # On CPUs the backward pass of fused attention is slower than plain matrix products
-            # at the lengths that training uses.
-            attn_implementation="eager",
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot load {str(model_dir)!r}: {error}; expected a directory with config.json and "
-            "safetensors weights of a causal language model; check the path"
-        ) from error
-
-
-def add_adapter(model: Any, recipe: Recipe, layers: Sequence[int]) -> Any:
-    """`model` with a fresh LoRA adapter on the blocks `layers`, as a PEFT model.
-
-    Raises:
-        ConfigError: the recipe names modules that this model does not have.
-    """
-    linear = {
-        n.rsplit(".", 1)[-1]: m
-        for n, m in decoder_blocks(model).named_modules()
-        if isinstance(m, nn.Linear | Conv1D)
-    }
-    names: Sequence[str] = sorted(linear)
-    if recipe.lora.target_modules != "all-linear":
-        names = recipe.lora.target_modules
-    if missing := sorted(set(names) - set(linear)):
-        raise ConfigError(
-            f"lora.target_modules names {missing}, which {type(model).__name__} does not have; "
-            f"expected some of {sorted(linear)}; correct the recipe"
-        )
-    config = LoraConfig(
-        r=recipe.lora.rank,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules=list(names),
-        layers_to_transform=list(layers),
-        bias="none",
-        task_type="CAUSAL_LM",
-        fan_in_fan_out=any(isinstance(linear[name], Conv1D) for name in names),
-    )
-    peft_model = get_peft_model(model, config)
-    for name, parameter in peft_model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=recipe.lora.b_init_std)
-    return peft_model
+        with autocast, base.beside(self._blocks, self._doubled, frozenset(self.layers)):
+            out = self._model.base_model(ids_BT, use_cache=False, **arguments)
+            if not self._shortcuts.head:
+                head = self._model.get_output_embeddings()
+                head(out.last_hidden_state)
+                with torch.no_grad():
+                    head(base.hidden_BTD)
