@@ -21,6 +21,7 @@ runner = CliRunner()
 def test_help_of_every_command_shows_an_example() -> None:
     for command in (
         ["bench", "serve"],
+        ["bench", "train"],
         ["data", "build"],
         ["data", "import"],
         ["evaluate"],

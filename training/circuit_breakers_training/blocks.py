@@ -149,13 +149,13 @@ class BaseStream:
 def rerun_in_backward(blocks: Sequence[nn.Module]) -> None:
     """Keep only each block's input for the backward pass, and run it again there; in place."""
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:
     """Compile each block on its first run, for any number of tokens; in place."""
     for block in blocks:
-        block.forward = torch.compile(block.forward, dynamic=True)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, dynamic=True)
 
 
 def _hidden(output: Any) -> Tensor:

@@ -100,7 +100,7 @@ class Streams:
         if recipe.objective.retain_layers == "all":
             self.layers = tuple(range(self.targets[-1] + 1))
         if recipe.compile:
-            compile_blocks(blocks)
+            compile_blocks(list(blocks))
         if recipe.gradient_checkpointing:
             rerun_in_backward([blocks[layer] for layer in adapted])
 

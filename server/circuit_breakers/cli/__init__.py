@@ -5,7 +5,7 @@ at once.
 """
 
 from circuit_breakers.cli.apps import app
-from circuit_breakers.cli.benchmarks import bench_serve
+from circuit_breakers.cli.benchmarks import bench_serve, bench_train
 from circuit_breakers.cli.datasets import data_build, data_import
 from circuit_breakers.cli.evaluation import evaluate
 from circuit_breakers.cli.serving import serve, verify, version
@@ -14,6 +14,7 @@ from circuit_breakers.cli.training import recipes, report, train
 __all__ = [
     "app",
     "bench_serve",
+    "bench_train",
     "data_build",
     "data_import",
     "evaluate",

@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Training data.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure the guard's cost.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure the guard's cost, and its training's.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 

@@ -10,7 +10,7 @@ import typer
 from circuit_breakers.cli.apps import bench_app, import_extra, reported_errors
 from circuit_breakers.errors import ConfigError
 
-__all__ = ["bench_serve"]
+__all__ = ["bench_serve", "bench_train"]
 
 
 @bench_app.command(
@@ -95,6 +95,72 @@ def bench_serve(
         from rich.console import Console
 
         report = bench.bench_serving(*parts, wanted, Console(stderr=True))
+    bench.print_report(report)
+    if json_file is not None:
+        json_file.write_text(bench.report_json(report), "utf-8")
+        typer.echo(f"ok: {json_file}")
+
+
+@bench_app.command(
+    "train",
+    epilog="Example: `circuit-breakers bench train --rows-per-kind 8 --pairs 5 --json out.json`",
+)
+def bench_train(
+    model: Annotated[
+        str | None, typer.Option(help="Built-in name, directory or hub id. [the recipe's]")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe, or path of a TOML file.")
+    ] = "smollm2-135m-instruct",
+    rows_per_kind: Annotated[
+        int, typer.Option(min=1, help="Conversations a step, of each kind.")
+    ] = 8,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Pairs of neighbouring steps of each comparison.")
+    ] = 5,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to compare with our step; may be repeated: published, published-dropout, "
+            "published-cut, published-eager, published-unchecked, padding, upper-blocks, "
+            "lower-blocks-twice, head, fused-attention, float32-weights, dropout, micro-batches, "
+            "checkpointing, compile, or all. [published]"
+        ),
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option(help="Peak memory too, of each arm and ours in fresh processes.")
+    ] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all raw pairs and the machine.")
+    ] = None,
+) -> None:
+    """Measure a training step against the published loop, and each shortcut's share."""
+    with reported_errors(exit_code=2):
+        if json_file is not None and not json_file.resolve().parent.is_dir():
+            raise ConfigError(f"got --json {json_file}, expected a file in an existing directory")
+        bench = import_extra("circuit_breakers_training.bench", extra="train")
+        unknown = sorted(set(arm or ()) - {*bench.ARMS, "all"})
+        if unknown:
+            raise ConfigError(f"got --arm {unknown[0]!r}, expected {', '.join(bench.ARMS)} or all")
+        arms = tuple(bench.ARMS) if "all" in (arm or ()) else tuple(dict.fromkeys(arm or ()))
+    with reported_errors():
+        from rich.console import Console
+
+        from circuit_breakers.models import resolve_model
+
+        loaded = import_extra("circuit_breakers_training.config", extra="train").load_recipe(recipe)
+        loaded = loaded.model_copy(update={"model": model or loaded.model})
+        report = bench.bench_training(
+            loaded,
+            resolve_model(loaded.model).path,
+            bench.BenchSettings(
+                rows_per_kind=rows_per_kind,
+                num_pairs=pairs,
+                arms=arms or ("published",),
+                memory=memory,
+            ),
+            Console(stderr=True),
+        )
     bench.print_report(report)
     if json_file is not None:
         json_file.write_text(bench.report_json(report), "utf-8")

@@ -1,0 +1,35 @@
+"""`bench train`: wrong options; the benchmark itself is tested with the training package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from circuit_breakers.cli import app
+
+runner = CliRunner()
+
+
+def test_help_of_bench_train_shows_an_example() -> None:
+    result = runner.invoke(app, ["bench", "train", "--help"])
+    assert result.exit_code == 0
+    assert "Example:" in result.output
+
+
+def test_wrong_options_exit_with_2(tmp_path: Path) -> None:
+    for arguments, said in (
+        (["--arm", "nope"], "expected published"),
+        (["--json", str(tmp_path / "none" / "out.json")], "--json"),
+        (["--rows-per-kind", "0"], "rows-per-kind"),
+    ):
+        result = runner.invoke(app, ["bench", "train", *arguments])
+        assert result.exit_code == 2, result.output
+        assert said in result.stderr
+
+
+def test_a_benchmark_that_cannot_start_exits_with_1() -> None:
+    for arguments in (["--model", "no-such-model"], ["--recipe", "no-such-recipe"]):
+        result = runner.invoke(app, ["bench", "train", *arguments])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: ")
