@@ -96,7 +96,7 @@ class ProbeRecipe(_Frozen):
         0.83,
     )
     """Blocks tried; the best on the selection split is kept."""
-    concatenations: tuple[Literal["neighbours", "all"], ...] = ("neighbours", "all")
+    concatenations: tuple[Literal["neighbours", "all"], ...] = ("all",)
     """Blocks also tried together, as one probe that reads several: each two candidates next to each
     other, or all of them. Every block that is read costs a small matrix product when served."""
     aggregations: Annotated[tuple[Aggregation, ...], Field(min_length=1)] = (
