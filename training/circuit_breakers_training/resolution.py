@@ -228,7 +228,8 @@ def _field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    # A path is worth its width; a table of aggregations is not.
+    return text if isinstance(value, str) or len(text) <= 60 else f"{text[:57]}..."
 
 
 def _explain(source: str, error: ValidationError, flags: Mapping[str, str]) -> str:
