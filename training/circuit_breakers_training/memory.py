@@ -1,9 +1,9 @@
 """How much memory a training step takes, estimated without weights.
 
 The forward pass of a step is run on fake tensors, which have shapes and no memory, and what
-autograd would keep for the backward pass is added up: within 2 % of what a real pass keeps, with
-plain attention and padded rows. Not counted: buffers that come and go inside an operation, the
-allocator's slack, the process itself and a CUDA context.
+autograd would keep for the backward pass is added up. Rows are taken to be of equal length and
+masked; packed ones keep a tenth to a third less. Not counted: buffers that come and go inside an
+operation, the allocator's slack, the process itself and a CUDA context.
 
 B conversations, T tokens, D model width
 """
@@ -11,7 +11,7 @@ B conversations, T tokens, D model width
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
+from circuit_breakers_training.base_model import drop_head
 from circuit_breakers_training.blocks import cut_blocks, decoder_blocks
 from circuit_breakers_training.config import Recipe
-from circuit_breakers_training.lora import add_adapter
+from circuit_breakers_training.lora import Adapter
 from circuit_breakers_training.skeleton import model_skeleton
 
 __all__ = ["MemoryEstimate", "TrainingShape", "training_shape"]
@@ -40,7 +41,7 @@ class MemoryEstimate(NamedTuple):
     loading: int
     """The whole base model, before it is cut."""
     weights: int
-    """What is kept of it: embeddings, blocks up to the deepest target, and the head."""
+    """What is kept of it: embeddings and blocks up to the deepest target."""
     adapter: int
     """Adapter weights, their gradients and AdamW's two moments."""
     activations: int
@@ -86,11 +87,17 @@ def training_shape(recipe: Recipe, model_dir: Path, *, num_tokens: int) -> Train
     targets, adapted = recipe.target_layers(num_layers), recipe.adapted_layers(num_layers)
     loading = _weight_bytes(model, blocks, recipe)
     cut_blocks(model, targets[-1] + 1)
+    drop_head(model)
+    # As training does: attention that keeps no matrix of all pairs of tokens, where it can be had.
+    if model._supports_attention_backend and model._supports_flash_attn:
+        model.set_attn_implementation("sdpa")
     weights = _weight_bytes(model, blocks, recipe)
-    model.eval()
+    model.eval().requires_grad_(False)
     with torch.device("meta"):
-        peft_model = add_adapter(model, recipe, adapted)
-    num_trained = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
+        adapter = Adapter(model, recipe, adapted)
+    adapter.set_dropout(True)
+    num_trained = sum(p.numel() for p in adapter.parameters.values())
+    modules = {n.rsplit(".", 1)[-1] for n, m in blocks.named_modules() if isinstance(m, LoraLayer)}
     memory = MemoryEstimate(
         loading=loading,
         weights=weights,
@@ -110,14 +117,9 @@ def training_shape(recipe: Recipe, model_dir: Path, *, num_tokens: int) -> Train
         max_positions=max_positions,
         num_base=num_base,
         num_trained=num_trained,
-        modules=tuple(sorted({name.rsplit(".", 1)[-1] for name, _ in _adapted(blocks)})),
+        modules=tuple(sorted(modules)),
         memory=memory,
     )
-
-
-def _adapted(blocks: nn.ModuleList) -> Iterator[tuple[str, Any]]:
-    """Name and module of each linear module with an adapter."""
-    return ((n, m) for n, m in blocks.named_modules() if isinstance(m, LoraLayer))
 
 
 def _count(module: nn.Module) -> int:
@@ -143,12 +145,7 @@ def _activation_bytes(
     """Bytes that are alive between the forward and the backward pass of the largest part."""
     blocks = decoder_blocks(model)
     num_rows = 2 * (recipe.micro_batch_size or recipe.batch_size)
-    for _, module in _adapted(blocks):
-        module.lora_dropout.train()
-    autocast: Any = nullcontext()
-    if recipe.precision == "bf16":
-        autocast = torch.autocast("cpu", dtype=torch.bfloat16)
-    # Of all kinds of tensors without memory, only fake ones run a whole model, autocast included.
+    # Of all kinds of tensors without memory, only fake ones run a whole model.
     with FakeTensorMode():
         core = model.base_model
         weights = {
@@ -156,7 +153,7 @@ def _activation_bytes(
             for name, t in (*core.named_parameters(), *core.named_buffers())
         }
         ids_BT = torch.zeros(num_rows, num_tokens, dtype=torch.int64)
-        with _saved_bytes(blocks, weights.values()) as saved, autocast:
+        with _saved_bytes(blocks, weights.values()) as saved:
             output = functional_call(core, weights, (ids_BT,), {"use_cache": False})
         state_BTD = output[0]
     state_bytes = state_BTD.numel() * state_BTD.element_size()
