@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -92,29 +93,32 @@ def url(
                 child.kill()
 
 
-def ask(url: str, text: str) -> dict[str, object]:
-    answer = httpx.post(
-        f"{url}/v1/chat/completions",
-        json={
-            "model": "guarded",
-            "messages": [{"role": "user", "content": text}],
-            "temperature": 0,
-            "max_tokens": 24,
-        },
-        timeout=120,
-    )
+def ask(url: str, text: str, **more: Any) -> Any:
+    fields = {
+        "model": "guarded",
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0,
+        "max_tokens": 24,
+    }
+    answer = httpx.post(f"{url}/v1/chat/completions", json=fields | more, timeout=120)
     assert answer.status_code == 200, answer.text
-    choice: dict[str, object] = answer.json()["choices"][0]
-    return choice
+    return answer.json()["choices"][0]
 
 
-def test_a_replica_answers_and_stops_before_the_tripping_token(url: str) -> None:
+def test_a_replica_answers_and_stops_before_the_tripping_token(
+    url: str, smollm2: ResolvedModel
+) -> None:
+    from transformers import AutoTokenizer
+
     passed = ask(url, "What is the capital of Italy?")
     assert passed["finish_reason"] == "stop"
-    assert passed["message"]["content"] == "The capital of Italy is Rome."  # type: ignore[index]
-    tripped = ask(url, "What is the capital of France?")
-    assert tripped["finish_reason"] == "content_filter"
-    assert tripped["message"]["content"] == "The capital of France is"  # type: ignore[index]
+    assert passed["message"]["content"] == "The capital of Italy is Rome."
+    tripped = ask(url, "Tell me of a zebra.")
+    assert (tripped["finish_reason"], tripped["message"]["content"]) == ("content_filter", "")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.path, local_files_only=True)
+    (paris_id,) = tokenizer(" Paris").input_ids
+    tripped = ask(url, "Name a city.", logit_bias={str(paris_id): 100})
+    assert (tripped["finish_reason"], tripped["message"]["content"]) == ("content_filter", "")
 
 
 def test_a_breaker_for_another_model_ends_the_start(smollm2: ResolvedModel, tmp_path: Path) -> None:
