@@ -14,11 +14,19 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message
@@ -43,26 +51,61 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+_SIZES = {
+    "vocab_size": 80,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 4,
+    "eos_token_id": 4,
+    "initializer_range": 0.2,
+}
+
+
+def _save(model: type[PreTrainedModel], config: PreTrainedConfig, path: Path) -> Path:
+    """A random model, the same in every session, with a chat template."""
+    torch.manual_seed(0)
+    model(config).save_pretrained(path)
+    _tokenizer().save_pretrained(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 4 blocks, width 32, with a chat template."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=80,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=4,
-        eos_token_id=4,
-        initializer_range=0.2,
+    config = LlamaConfig(**_SIZES)
+    return _save(LlamaForCausalLM, config, tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Mistral of 4 blocks whose window of 8 tokens is shorter than conversations."""
+    config = MistralConfig(**_SIZES, sliding_window=8)
+    return _save(MistralForCausalLM, config, tmp_path_factory.mktemp("tiny-mistral"))
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3 of 4 blocks; queries and keys are normalised."""
+    config = Qwen3Config(**_SIZES, head_dim=8)
+    return _save(Qwen3ForCausalLM, config, tmp_path_factory.mktemp("tiny-qwen3"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Gemma 3 of 4 blocks, sliding and full attention in turns."""
+    config = Gemma3TextConfig(
+        **_SIZES,
+        head_dim=8,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        query_pre_attn_scalar=8,
+        pad_token_id=4,
     )
-    path = tmp_path_factory.mktemp("tiny-llama")
-    LlamaForCausalLM(config).save_pretrained(path)
-    _tokenizer().save_pretrained(path)
-    return path
+    return _save(Gemma3ForCausalLM, config, tmp_path_factory.mktemp("tiny-gemma3"))
 
 
 @pytest.fixture(scope="session")

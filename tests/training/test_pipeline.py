@@ -32,6 +32,10 @@ from circuit_breakers_training.data.jsonl import Conversation, Label, Message, w
 from circuit_breakers_training.pipeline import breaker_name, run_training
 from circuit_breakers_training.render import PLAIN_TEMPLATE, load_tokenizer, render_prompt
 from circuit_breakers_training.report import rebuild_report
+from circuit_breakers_training.resolution import resolve_recipe
+from circuit_breakers_training.run_log import read_metrics
+
+from .two_processes import launch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -301,6 +305,56 @@ def test_a_recipe_that_cannot_run_is_refused_at_the_start(
     with pytest.raises(ConfigError, match=said):
         run_training(recipe.model_copy(update=fields), tmp_path / "breaker", data_dir=data_dir)
     assert not (tmp_path / "breaker.work").exists()
+
+
+RECIPE_TOML = """
+model = "{model}"
+steps = 20
+batch_size = 8
+max_length = 64
+learning_rate = 5e-3
+precision = "fp32"
+objective = {{ retain_weight = 10.0 }}
+lora = {{ rank = 4, b_init_std = 0.02 }}
+[probe]
+candidate_depths = [0.5, 0.75]
+aggregations = [{{ kind = "rolling_mean", window = 4 }}, {{ kind = "max" }}]
+l2_C = 0.1
+target_fpr = 0.05
+fpr_ladder = [0.1, 0.02]
+long_conversations = 4
+"""
+
+
+def test_two_processes_make_one_breaker(
+    trained: Path, recipe: Recipe, data_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE_TOML.format(model=recipe.model))
+    assert resolve_recipe(str(file)).recipe == recipe
+    out = tmp_path / "breaker"
+    shown = launch(
+        *("-m", "circuit_breakers.cli", "train", "--recipe", str(file)),
+        *("--data", str(data_dir), "--out", str(out)),
+    )
+    # The main process alone reports.
+    assert shown.count("ok: breaker") == 1
+    ours, theirs = (
+        read_metrics(next(path.with_name(f"{path.name}.work").glob("adapter-*/metrics.jsonl")))
+        for path in (out, trained)
+    )
+    assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], rel=1e-3)
+    assert (
+        load_breaker(out).manifest.probes[0].layer == load_breaker(trained).manifest.probes[0].layer
+    )
+
+
+def test_several_processes_need_a_dataset(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"data build.* first and pass it with --data"):
+        launch(
+            *("-m", "circuit_breakers.cli", "train", "--model", recipe.model),
+            *("--out", str(tmp_path / "breaker")),
+        )
 
 
 def test_too_few_benign_conversations_are_refused_before_training(

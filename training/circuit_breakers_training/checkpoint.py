@@ -1,8 +1,9 @@
-"""One file from which a killed training run goes on: parameters, optimiser state, random state.
+"""One file from which a killed training run goes on: parameters and optimiser state, whole.
 
 The file is safetensors, never pickle, and is replaced in one step, so that a kill at any moment
-leaves either the old checkpoint or the new one. The position in the data is the step number
-(batches.plan_steps).
+leaves either the old checkpoint or the new one. The position in the data and the random state of
+a step follow from the step's number (batches.plan_steps, optimizer_step.take_step), so that the
+next run may have another number of processes.
 """
 
 from __future__ import annotations
@@ -12,60 +13,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuit_breakers.errors import ConfigError
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint", "write_atomically"]
 
-_VERSION = "1"
-_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+_VERSION = "2"
 
 
 class Checkpoint(NamedTuple):
     step: int
     """Optimiser steps done."""
     tensors: dict[str, Tensor]
-    """parameter/<name>, optimizer/<key>/<name>, random_state."""
-
-    def restore(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW) -> None:
-        """Set parameters, optimiser state and torch's random state to what they were."""
-        for name, parameter in parameters.items():
-            with torch.no_grad():
-                parameter.copy_(self.tensors[f"parameter/{name}"])
-            optimizer.state[parameter] = {
-                key: self.tensors[f"optimizer/{key}/{name}"].to(
-                    "cpu" if key == "step" else parameter.device
-                )
-                for key in _STATE_KEYS
-            }
-        torch.set_rng_state(self.tensors["random_state"])
+    """As given to save_checkpoint."""
 
 
 def save_checkpoint(
-    path: Path,
-    *,
-    run_digest: str,
-    step: int,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.AdamW,
+    path: Path, *, run_digest: str, step: int, tensors: Mapping[str, Tensor]
 ) -> None:
     """Replace the checkpoint at `path` by the state after `step` steps.
 
     Args:
         run_digest: identifies recipe and data; only a run with the same one may go on from here.
-        parameters: the trained ones, by name.
+        tensors: ParallelStreams.whole_state, on the CPU.
     """
-    tensors = {"random_state": torch.get_rng_state()}
-    for name, parameter in parameters.items():
-        tensors[f"parameter/{name}"] = parameter.detach().cpu().contiguous()
-        for key in _STATE_KEYS:
-            tensors[f"optimizer/{key}/{name}"] = optimizer.state[parameter][key].cpu().contiguous()
     metadata = {"version": _VERSION, "run_digest": run_digest, "step": str(step)}
-    write_atomically(path, save(tensors, metadata=metadata))
+    write_atomically(path, save(dict(tensors), metadata=metadata))
 
 
 def load_checkpoint(path: Path, *, run_digest: str) -> Checkpoint | None:
@@ -85,7 +61,12 @@ def load_checkpoint(path: Path, *, run_digest: str) -> Checkpoint | None:
             f"checkpoint {str(path)!r} is damaged ({error}), expected a safetensors file; "
             "delete it to train from the start"
         ) from error
-    if metadata.get("version") != _VERSION or metadata.get("run_digest") != run_digest:
+    if metadata.get("version") != _VERSION:
+        raise ConfigError(
+            f"checkpoint {str(path)!r} has format {metadata.get('version', 'none')}, expected "
+            f"{_VERSION}; it was written by another release: delete it to train from the start"
+        )
+    if metadata.get("run_digest") != run_digest:
         raise ConfigError(
             f"checkpoint {str(path)!r} is of a run with other settings or data (got digest "
             f"{metadata.get('run_digest', 'none')[:12]}, expected {run_digest[:12]}); choose "

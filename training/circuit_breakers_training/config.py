@@ -35,8 +35,12 @@ Tokens = Literal["response", "all"]
 ChatTemplate = Literal["model", "plain"]
 """model: the tokenizer's own; plain: render.PLAIN_TEMPLATE, for base models without one."""
 
-# The adapter does not depend on these, but for data.blank_prompt_share.
-_NOT_TRAINING = {"notes", "checkpoint_every", "probe", "data"}
+# The adapter does not depend on these, but for data.blank_prompt_share, and for the order of sums:
+# a run may go on with other parts, as it may with another number of processes.
+_NOT_TRAINING = {
+    *("notes", "checkpoint_every", "probe", "data"),
+    *("micro_batch_size", "gradient_checkpointing"),
+}
 
 
 class _Frozen(BaseModel):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from circuit_breakers_training.batches import pad_rows
 from circuit_breakers_training.objective import mean_cosine
+from circuit_breakers_training.parallel_streams import ParallelStreams
 from circuit_breakers_training.render import Rendered
 from circuit_breakers_training.streams import Streams
 
@@ -28,31 +30,49 @@ class HeldoutCosine(NamedTuple):
 
 
 def heldout_cosine(
-    streams: Streams, rows: Sequence[Rendered], sources: Sequence[str], *, batch_size: int
+    model: ParallelStreams, rows: Sequence[Rendered], sources: Sequence[str], *, batch_size: int
 ) -> HeldoutCosine:
     """Cosine of adapted and base at the target layers; 1 means untouched, 0 rerouted.
 
     Args:
         sources: where each row comes from, for the means by source.
         batch_size: rows run together; changes speed and memory alone.
+    Returns:
+        the same in every process.
     """
-    streams.set_dropout(False)
+    model.streams.set_dropout(False)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    by_source: dict[str, list[float]] = defaultdict(list)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        padded = pad_rows([rows[i] for i in chosen], ["response"] * len(chosen))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = model.processes.share(batches)
+    values: list[tuple[int, float]] = []
+    # All processes run the model as often, as they may have to gather it.
+    for number in range(-(-len(batches) // model.processes.count)):
+        chosen = mine[number] if number < len(mine) else batches[0]
+        compute = partial(_cosines, model.streams, [rows[i] for i in chosen])
         with torch.no_grad():
-            states = streams.at_targets(streams.forward(padded.ids_BT))
-        mask_BT = padded.mask_BT.to(streams.device)
-        for b, index in enumerate(chosen):
-            one = slice(b, b + 1)
-            cosine = mean_cosine(
-                [x[one] for x in states.adapted], [x[one] for x in states.base], mask_BT[one]
-            )
-            by_source[sources[index]].append(cosine.item())
-    everything = [value for values in by_source.values() for value in values]
+            cosines = model.inside(compute)
+        if number < len(mine):
+            values += zip(chosen, cosines, strict=True)
+    by_source: dict[str, list[float]] = defaultdict(list)
+    for index, value in sorted(v for share in model.processes.gather(values) for v in share):
+        by_source[sources[index]].append(value)
+    everything = [value for values_of in by_source.values() for value in values_of]
     return HeldoutCosine(
         overall=sum(everything) / len(everything) if everything else None,
-        by_source={name: sum(values) / len(values) for name, values in sorted(by_source.items())},
+        by_source={name: sum(of) / len(of) for name, of in sorted(by_source.items())},
     )
+
+
+def _cosines(streams: Streams, rows: Sequence[Rendered]) -> list[float]:
+    """Mean cosine of each row."""
+    padded = pad_rows(rows, ["response"] * len(rows))
+    states = streams.at_targets(streams.forward(padded.ids_BT))
+    mask_BT = padded.mask_BT.to(streams.device)
+    values = []
+    for b in range(len(rows)):
+        one = slice(b, b + 1)
+        cosine = mean_cosine(
+            [x[one] for x in states.adapted], [x[one] for x in states.base], mask_BT[one]
+        )
+        values.append(cosine.item())
+    return values

@@ -21,6 +21,7 @@ from circuit_breakers_training.data.build import build_dataset
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.fluency import LanguageModel, perplexities
+from circuit_breakers_training.processes import Processes
 from circuit_breakers_training.render import Rendered, render_all, render_prompt
 from circuit_breakers_training.trainer import AdapterResult, TrainingRows, train_adapter
 from circuit_breakers_training.work_dir import WorkDir, json_digest, progress_bar
@@ -57,7 +58,8 @@ class Run:
     work: WorkDir
     console: Console | None
     tokenizer: Any
-    device: str
+    processes: Processes
+    """Those that train the adapter together; all other stages belong to the main one."""
 
     def candidate_layers(self) -> list[int]:
         """0-based blocks that the probe may read, ascending."""
@@ -115,7 +117,7 @@ def render_splits(run: Run, dataset: Dataset) -> dict[str, list[Row]]:
 
 
 def train(run: Run, dataset: Dataset) -> AdapterResult:
-    """The adapter; goes on from its own checkpoints."""
+    """The adapter; goes on from its own checkpoints. Every process takes part."""
     digest = json_digest([run.recipe.training_digest(), dataset.digests])
     out = run.work.path / f"adapter-{digest[:12]}"
     heldout = _few_of_each_source(dataset.test)
@@ -126,21 +128,29 @@ def train(run: Run, dataset: Dataset) -> AdapterResult:
         heldout_harmful=[c for c in heldout if c.label == "harmful"],
     )
 
-    def work() -> AdapterResult:
-        return train_adapter(
+    results: list[AdapterResult] = []
+
+    def work() -> dict[str, Any]:
+        result = train_adapter(
             run.recipe,
             model_dir=run.model.path,
             rows=rows,
             out=out,
-            device=run.device,
+            processes=run.processes,
             console=run.console,
         )
+        results.append(result)
+        return {"steps": result.steps}
 
-    run.work.stage("adapter", {"digest": digest}, lambda: {"steps": work().steps})
-    # Read again rather than kept: the trainer checks that the result is that of this data.
-    result = work()
-    # After a kill, the stage's own clock has seen only the last part.
-    run.work.seconds["adapter"] = max(run.work.seconds["adapter"], result.seconds)
+    if run.processes.is_main:
+        run.work.stage("adapter", {"digest": digest}, work)
+    if not results:
+        # Read again rather than kept: the trainer checks that the result is that of this data.
+        work()
+    (result,) = results
+    if run.processes.is_main:
+        # After a kill, the stage's own clock has seen only the last part.
+        run.work.seconds["adapter"] = max(run.work.seconds["adapter"], result.seconds)
     return result
 
 

@@ -4,7 +4,8 @@
                                               every few steps ─ checkpoint
 
 The method is that of arXiv 2406.04313: the losses are in objective.py, the two streams in
-streams.py. A run ends with the cosine on held-out conversations (heldout.py), which is what counts.
+streams.py, one step in optimizer_step.py, the processes that share it in processes.py. A run ends
+with the cosine on held-out conversations (heldout.py), which is what counts.
 """
 
 from __future__ import annotations
@@ -12,18 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import time
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
+from circuit_breakers.artifact.files import publish
 from circuit_breakers.errors import ConfigError, DataError
-from circuit_breakers_training.batch_losses import batch_losses
 from circuit_breakers_training.batches import plan_steps
 from circuit_breakers_training.blank_prompts import blank_prompts
 from circuit_breakers_training.checkpoint import (
@@ -34,10 +34,11 @@ from circuit_breakers_training.checkpoint import (
 from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.heldout import HeldoutCosine, heldout_cosine
-from circuit_breakers_training.objective import coefficients
+from circuit_breakers_training.optimizer_step import take_step
+from circuit_breakers_training.parallel_streams import ParallelStreams
+from circuit_breakers_training.processes import Processes
 from circuit_breakers_training.render import Rendered, RenderedSet, load_tokenizer, render_all
 from circuit_breakers_training.run_log import RunLog, peak_rss_mib, read_metrics
-from circuit_breakers_training.streams import Streams
 
 __all__ = ["AdapterResult", "TrainingRows", "train_adapter"]
 
@@ -93,16 +94,20 @@ def train_adapter(
     rows: TrainingRows,
     out: Path,
     device: str = "cpu",
+    processes: Processes | None = None,
     console: Console | None = None,
 ) -> AdapterResult:
     """Train the adapter of `recipe` and write it to `out`/adapter.
 
-    A killed run goes on from its last checkpoint when called again with the same arguments; a
-    complete one returns its result.
+    A killed run goes on from its last checkpoint when called again with the same arguments, with
+    any number of processes; a complete one returns its result. All processes call this alike and
+    get the same result; the main one alone writes files.
 
     Args:
         model_dir: local directory of the base model; the adapter names `recipe.model` as its base.
         out: directory of this run alone.
+        device: "cpu" or "cuda", for processes that are not given.
+        processes: those that train together; found from the launcher's environment if not given.
         console: where a progress bar goes; none means no progress bar.
     Raises:
         ConfigError: `out` belongs to a run with other settings or data, the recipe does not fit
@@ -110,6 +115,7 @@ def train_adapter(
         DataError: a kind of conversation is missing or cannot be rendered.
         ModelError: the model cannot be loaded or has no chat template.
     """
+    processes = processes or Processes(recipe, device)
     tokenizer = load_tokenizer(model_dir, recipe.chat_template)
     retain = _render("benign", rows.retain, tokenizer, recipe)
     blanked = blank_prompts(
@@ -117,19 +123,20 @@ def train_adapter(
     )
     harmful = _render("harmful", blanked.conversations, tokenizer, recipe)
     digest = _run_digest(recipe, retain.rows, harmful.rows)
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "result.json").exists():
+    if processes.agreed((out / "result.json").exists(), f"results in {out}"):
         return _read_result(out, digest)
-    streams = Streams(recipe, model_dir, torch.device(device))
-    _run_steps(recipe, streams, retain.rows, harmful.rows, out, digest, console)
-    streams.save_adapter(out / "adapter", base_name=recipe.model)
-    benign = _heldout(rows.heldout_retain, tokenizer, recipe, streams)
-    rerouted = _heldout(rows.heldout_harmful, tokenizer, recipe, streams)
+    if processes.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+    model = ParallelStreams(recipe, model_dir, processes)
+    _run_steps(recipe, model, retain.rows, harmful.rows, out, digest, console)
+    _write_adapter(model, out / "adapter", recipe.model)
+    benign = _heldout(rows.heldout_retain, tokenizer, recipe, model)
+    rerouted = _heldout(rows.heldout_harmful, tokenizer, recipe, model)
     entries = read_metrics(out / "metrics.jsonl")
     result = AdapterResult(
         adapter_dir=out / "adapter",
         metrics_path=out / "metrics.jsonl",
-        target_layers=streams.targets,
+        target_layers=model.streams.targets,
         steps=recipe.steps,
         seconds=sum(entry["seconds"] for entry in entries),
         peak_rss_mib=peak_rss_mib(),
@@ -141,23 +148,25 @@ def train_adapter(
         benign_cosine_by_source=benign.by_source,
         harmful_cosine_by_source=rerouted.by_source,
     )
-    _write_result(out, result, digest)
-    # The result now stands for the run; a checkpoint is several times the adapter's size.
-    (out / "checkpoint.safetensors").unlink()
-    logger.info(
-        "adapter trained: steps=%d seconds=%.1f num_blanked=%d benign_cosine=%s harmful_cosine=%s",
-        result.steps,
-        result.seconds,
-        result.num_blanked,
-        result.benign_cosine,
-        result.harmful_cosine,
-    )
+    if processes.is_main:
+        _write_result(out, result, digest)
+        # The result now stands for the run; a checkpoint is several times the adapter's size.
+        (out / "checkpoint.safetensors").unlink()
+        logger.info(
+            "adapter trained: steps=%d seconds=%.1f num_blanked=%d benign_cosine=%s "
+            "harmful_cosine=%s",
+            result.steps,
+            result.seconds,
+            result.num_blanked,
+            result.benign_cosine,
+            result.harmful_cosine,
+        )
     return result
 
 
 def _run_steps(
     recipe: Recipe,
-    streams: Streams,
+    model: ParallelStreams,
     retain: Sequence[Rendered],
     harmful: Sequence[Rendered],
     out: Path,
@@ -172,90 +181,46 @@ def _run_steps(
         batch_size=recipe.batch_size,
         seed=recipe.seed,
     )
-    parameters = streams.parameters
-    optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
+    processes = model.processes
     checkpoint_path = out / "checkpoint.safetensors"
     checkpoint = load_checkpoint(checkpoint_path, run_digest=digest)
-    done = 0
+    done = processes.agreed(checkpoint.step if checkpoint else 0, f"checkpoints in {out}")
     if checkpoint is not None:
-        checkpoint.restore(parameters, optimizer)
-        done = checkpoint.step
+        model.restore(checkpoint.tensors)
         logger.info("resuming: step=%d of %d", done, recipe.steps)
-    streams.set_dropout(True)
-    log = RunLog(out / "metrics.jsonl", steps=recipe.steps, done=done, console=console)
-    with log:
+    model.streams.set_dropout(True)
+    log = None
+    if processes.is_main:
+        log = RunLog(out / "metrics.jsonl", steps=recipe.steps, done=done, console=console)
+    with log or nullcontext():
         for step in range(done, recipe.steps):
             rows = plan[step]
-            entry = _step(
+            entry = take_step(
                 recipe,
-                streams,
-                optimizer,
+                model,
                 [retain[i] for i in rows.retain],
                 [harmful[i] for i in rows.harmful],
                 step,
             )
-            log.step(entry)
+            if log is not None:
+                log.step(entry)
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
-                save_checkpoint(
-                    checkpoint_path,
-                    run_digest=digest,
-                    step=step + 1,
-                    parameters=parameters,
-                    optimizer=optimizer,
-                )
+                tensors = model.whole_state()
+                if processes.is_main:
+                    save_checkpoint(
+                        checkpoint_path, run_digest=digest, step=step + 1, tensors=tensors
+                    )
 
 
-def _step(
-    recipe: Recipe,
-    streams: Streams,
-    optimizer: torch.optim.AdamW,
-    retain: Sequence[Rendered],
-    harmful: Sequence[Rendered],
-    step: int,
-) -> dict[str, Any]:
-    """One optimiser step on one batch of both kinds; returns its metrics."""
-    started = time.perf_counter()
-    losses = batch_losses(recipe, streams, retain, harmful, step)
-    if not math.isfinite(losses.loss.item()):
-        raise ConfigError(
-            f"the loss is {losses.loss.item()} at step {step + 1}, expected a finite number; lower "
-            f"learning_rate (now {recipe.learning_rate}) or use precision fp32, and train into "
-            "another output directory"
-        )
-    learning_rate = recipe.learning_rate * _decay(recipe, step)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.zero_grad()
-    losses.loss.backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(
-        [p for group in optimizer.param_groups for p in group["params"]], recipe.max_grad_norm
-    )
-    optimizer.step()
-    scale = coefficients(step, recipe.steps, recipe.objective.alpha)
-    num_tokens = sum(len(row.ids) for row in (*retain, *harmful))
-    return {
-        "step": step + 1,
-        "loss": losses.loss.item(),
-        "retain_loss": losses.retain_loss.item(),
-        "reroute_loss": losses.reroute_loss.item(),
-        "retain_cosine": losses.retain_cosine.item(),
-        "reroute_cosine": losses.reroute_cosine.item(),
-        "retain_coefficient": scale.retain,
-        "reroute_coefficient": scale.reroute,
-        "learning_rate": learning_rate,
-        "grad_norm": grad_norm.item(),
-        "num_tokens": num_tokens,
-        "padding_share": 1 - num_tokens / losses.padded_tokens,
-        "seconds": time.perf_counter() - started,
-        "peak_rss_mib": peak_rss_mib(),
-    }
-
-
-def _decay(recipe: Recipe, step: int) -> float:
-    """Share of the peak learning rate at `step`."""
-    if recipe.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+def _write_adapter(model: ParallelStreams, directory: Path, base_name: str) -> None:
+    """The adapter, in a directory that is either whole or not there."""
+    weights = model.whole_parameters()
+    if not model.processes.is_main:
+        return
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.streams.save_adapter(partial, base_name=base_name, weights=weights)
+    publish(partial, directory)
 
 
 def _render(
@@ -272,11 +237,11 @@ def _render(
 
 
 def _heldout(
-    conversations: Sequence[Conversation], tokenizer: Any, recipe: Recipe, streams: Streams
+    conversations: Sequence[Conversation], tokenizer: Any, recipe: Recipe, model: ParallelStreams
 ) -> HeldoutCosine:
     rendered = render_all(tokenizer, conversations, max_length=recipe.max_length)
     sources = [conversations[i].source for i in rendered.kept]
-    return heldout_cosine(streams, rendered.rows, sources, batch_size=2 * recipe.batch_size)
+    return heldout_cosine(model, rendered.rows, sources, batch_size=2 * recipe.batch_size)
 
 
 def _run_digest(recipe: Recipe, retain: Sequence[Rendered], harmful: Sequence[Rendered]) -> str:

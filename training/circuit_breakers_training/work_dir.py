@@ -37,11 +37,12 @@ _MARKER = "circuit-breakers-work.json"
 class WorkDir:
     """A directory that belongs to one run."""
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
+    def __init__(self, path: Path, *, resume: bool, owner: bool = True) -> None:
         """Opens or creates the directory.
 
         Args:
             resume: False removes what an earlier run left there.
+            owner: False for a process beside the one that keeps the directory: nothing is touched.
         Raises:
             ConfigError: the directory holds something else.
         """
@@ -50,6 +51,8 @@ class WorkDir:
         """Time that each stage took when it was really done."""
         self.peak_rss_mib: dict[str, float] = {}
         """Largest memory of the process from its start to the end of each stage."""
+        if not owner:
+            return
         if path.exists() and any(path.iterdir()):
             if not (path / _MARKER).is_file():
                 raise ConfigError(

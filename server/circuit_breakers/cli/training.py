@@ -4,6 +4,7 @@ measured of one.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +69,8 @@ def train(
         from rich.console import Console
 
         resolved = resolution.resolve_recipe(source, overrides)
-        typer.echo(resolved.describe())
+        if os.environ.get("RANK", "0") == "0":  # the main one of a launcher's processes
+            typer.echo(resolved.describe())
         breaker = pipeline.run_training(
             resolved.recipe,
             out,
@@ -78,6 +80,8 @@ def train(
             overwrite=overwrite,
             console=Console(stderr=True),
         )
+    if breaker is None:  # a process that helped the main one, which reports
+        return
     typer.echo(f"ok: breaker {breaker.manifest.name} {breaker.digest}")
     typer.echo(f"report: {out / 'report.html'}")
     typer.echo(f"serve:  circuit-breakers serve --model {resolved.recipe.model} --breaker {out}")
