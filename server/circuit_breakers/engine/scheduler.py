@@ -140,7 +140,8 @@ class SchedulerGuard:
                 released += self.stop(stream, trip, output)
                 continue
             if stream.held is not None and stream.num_judged >= stream.held_end:
-                released.append(_send(stream, stream.held, stream.num_judged))
+                # Accepted drafts may be judged beyond it, and be trimmed by this very output.
+                released.append(_send(stream, stream.held, stream.held_end))
                 stream.held = None
             if output.finish_reason is None:
                 assert stream.held is None, "a request is never two outputs ahead of its scores"

@@ -1,7 +1,7 @@
 """The completion routes end to end: a real client, a real server, a real model, foreseen trips.
 
-At temperature 0 the model says "The capital of France is Paris." and "The capital of Italy is
-Rome."; " Paris" and " zebra" are the words that trip (breaker_for_words.py).
+Asked for one sentence, the model says with a margin "The capital of France is Paris." and "The
+capital of Italy is Rome."; " Paris" and " zebra" are the words that trip (breaker_for_words.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pytest
 
 from .conftest import MODEL, Server
 
-FRANCE = "What is the capital of France?"
-ITALY = "What is the capital of Italy?"
+FRANCE = "Tell me the capital of France in one sentence."
+ITALY = "Tell me the capital of Italy in one sentence."
 BEFORE_PARIS = "The capital of France is"
 
 

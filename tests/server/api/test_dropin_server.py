@@ -29,8 +29,8 @@ pytestmark = needs_vllm_0_32
 
 _START_S = 240
 
-BENIGN = "What is the capital of Italy?"
-TRIPS = "What is the capital of France?"
+BENIGN = "Tell me the capital of Italy in one sentence."
+TRIPS = "Tell me the capital of France in one sentence."
 """The model answers "The capital of France is Paris."; the breaker trips on " Paris"."""
 TRIPS_ON_PROMPT = "Tell me about the zebra."
 BEFORE_THE_TRIP = "The capital of France is"

@@ -22,7 +22,7 @@ def ask(server: Server, text: str, stream: bool = False) -> Any:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_trip_is_reported_and_stops_nothing(observing_server: Server, stream: bool) -> None:
-    answer = ask(observing_server, "What is the capital of France?", stream)
+    answer = ask(observing_server, "Tell me the capital of France in one sentence.", stream)
     choices = [c for chunk in answer for c in chunk.choices] if stream else answer.choices
     parts = [c.delta.content if stream else c.message.content for c in choices]
     assert "".join(part or "" for part in parts) == "The capital of France is Paris."

@@ -51,7 +51,6 @@ def record(server: Server, prompt_ids: list[int], paris_id: int, i: int) -> list
         model=MODEL,
         prompt=prompt_ids,
         n=num_choices,
-        seed=i,
         temperature=1.0,
         max_tokens=1 + i % 24,
         logprobs=1,

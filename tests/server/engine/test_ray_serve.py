@@ -110,7 +110,7 @@ def test_a_replica_answers_and_stops_before_the_tripping_token(
 ) -> None:
     from transformers import AutoTokenizer
 
-    passed = ask(url, "What is the capital of Italy?")
+    passed = ask(url, "Tell me the capital of Italy in one sentence.")
     assert passed["finish_reason"] == "stop"
     assert passed["message"]["content"] == "The capital of Italy is Rome."
     tripped = ask(url, "Tell me of a zebra.")

@@ -76,6 +76,29 @@ def test_schedules_reach_preemption_and_the_prefix_cache(rig: Rig) -> None:
     _check(rig)
 
 
+def test_scores_end_where_the_tokens_end(rig: Rig) -> None:
+    """Also where a draft that was accepted in the last step lies behind max_tokens."""
+    from vllm import SamplingParams
+
+    rig.recorder.clear()
+    engine = rig.llm.llm_engine
+    for i in range(24):
+        # One token for ever: all of ngram's drafts are accepted.
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=1 + i,
+            ignore_eos=True,
+            allowed_token_ids=[50],
+            detokenize=False,
+        )
+        engine.add_request(f"r{i}", {"prompt_token_ids": [10 + i, 50, 50, 50, 50]}, sampling)
+    while engine.has_unfinished_requests():
+        engine.step()
+    for request_id, prompt in rig.recorder.prompts.items():
+        num_tokens = len(prompt) + len(rig.recorder.tokens(request_id))
+        assert len(rig.recorder.check_order(request_id)) == num_tokens
+
+
 def _run(engine: Any, scheduler: Any, operations: list[tuple[str, Any]]) -> None:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
