@@ -148,8 +148,11 @@ def bench_train(
 
         from circuit_breakers.models import resolve_model
 
-        loaded = import_extra("circuit_breakers_training.config", extra="train").load_recipe(recipe)
-        loaded = loaded.model_copy(update={"model": model or loaded.model})
+        resolution = import_extra("circuit_breakers_training.resolution", extra="train")
+        overrides = []
+        if model is not None:
+            overrides.append(resolution.Override(field="model", value=model, flag="--model"))
+        loaded = resolution.resolve_recipe(recipe, overrides).recipe
         report = bench.bench_training(
             loaded,
             resolve_model(loaded.model).path,
