@@ -133,7 +133,7 @@ def test_the_client_sees_a_broken_hold_back(rig: Rig, monkeypatch: pytest.Monkey
     rig.recorder.clear()
     monkeypatch.setattr(SchedulerGuard, "release", names["release"])
     with thresholds(rig, values):
-        clients = stream(rig, 90, seed=2)
+        clients = stream(rig, 180, seed=2)
     num_tripped = sum(c.finish_reason == "content_filter" and bool(c.token_ids) for c in clients)
     assert num_tripped > 10
     assert sum(leaks(rig, client, values) > 0 for client in clients) >= num_tripped - 1
