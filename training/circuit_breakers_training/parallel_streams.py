@@ -87,9 +87,6 @@ class ParallelStreams:
                 _Root(self.streams), self.optimizer
             )
             self.streams.device = processes.device
-        if processes.is_deepspeed:
-            # DeepSpeed has made a step with zero gradients to allocate the state.
-            set_zero_steps(self.optimizer, torch.tensor(0.0))
 
     def inside(self, compute: Callable[[], _T]) -> _T:
         """`compute()`, which may run the streams; a collective operation of all processes."""
@@ -154,10 +151,10 @@ class ParallelStreams:
         for name, parameter in self.streams.parameters.items():
             state = {key: tensors[f"optimizer/{key}/{name}"] for key in _STATE_KEYS}
             if self.processes.is_deepspeed:
+                set_zero_steps(self.optimizer, state["step"])
                 set_zero(parameter, tensors[f"parameter/{name}"])
                 for key in _MOMENTS:
                     set_zero(parameter, state[key], key)
-                set_zero_steps(self.optimizer, state["step"])
                 continue
             with torch.no_grad():
                 parameter.copy_(_placed(tensors[f"parameter/{name}"], parameter))

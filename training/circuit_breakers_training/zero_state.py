@@ -65,11 +65,18 @@ def set_zero(parameter: nn.Parameter, tensor: Tensor, key: str | None = None) ->
 
 def zero_steps(optimizer: Any) -> Tensor:
     """Number of steps that the optimiser corrects its moments for."""
-    return torch.as_tensor(next(_counters(optimizer))["step"], dtype=torch.float32).cpu()
+    # A copy: the counter goes on.
+    return torch.tensor(float(next(_counters(optimizer))["step"]))
 
 
 def set_zero_steps(optimizer: Any, steps: Tensor) -> None:
-    """Replace what `zero_steps` reads."""
+    """Replace what `zero_steps` reads, and allocate the moments that a first step would."""
+    zero = optimizer.optimizer
+    for partition in zero.fp32_partitioned_groups_flat:
+        state = zero.optimizer.state[partition]
+        if not state:
+            state |= {"step": torch.tensor(0.0)}
+            state |= {key: torch.zeros_like(partition) for key in ("exp_avg", "exp_avg_sq")}
     for counter in _counters(optimizer):
         kind = type(counter["step"])
         counter["step"] = steps.clone() if issubclass(kind, Tensor) else kind(steps.item())
