@@ -132,6 +132,7 @@ def test_tokens_until_the_trip_count_what_was_generated() -> None:
         "median": 1.0,
         "p90": 31.0,
         "share_within_16": 2 / 4,
+        "tokens": [0, 1, 31],
     }
     quiet = PROBE.model_copy(update={"threshold_logit": 99.0})
     until = evaluate_probe(ROWS, quiet)["tokens_until_trip"]

@@ -154,7 +154,13 @@ def full_metrics() -> dict[str, Any]:
     ]
     metrics["test"]["harmful_by_length"] = {"0-63": rate(40, 30), "64-127": rate(35, 23)}
     metrics["test"]["benign_by_category"] = {"none": rate(299, 0)}
-    metrics["test"]["tokens_until_trip"] = {"num": 75, "num_trips": 53, "median": 9.0}
+    metrics["test"]["tokens_until_trip"] = {
+        "num": 75,
+        "num_trips": 53,
+        "median": 9.0,
+        "share_within_16": 41 / 75,
+        "tokens": [0, 3, 3, 17, 40],
+    }
     return metrics | {
         "created": "2026-11-24T18:43:24Z",
         "adapter_sha256": "5e" * 32,
@@ -171,7 +177,6 @@ def full_metrics() -> dict[str, Any]:
         "data_counts": {"train": {"benign": {"twin": 4}, "harmful": {"harmful": 3}}},
         "peak_rss_mib_by_stage": {"adapter": 2048.0},
         "environment": {"python": "3.11.2", "packages": {"torch": "2.13.0"}},
-        "tokens_to_trip": {"harmful": [0, 3, 3, 17, 40]},
         "by_length": {"benign": {"up to 64": {"num": 9, "num_trips": 0}}},
         "beyond_calibrated_length": {
             "num_trips": 0,
@@ -387,6 +392,15 @@ def test_groups_are_by_source_category_and_length() -> None:
     assert "benign, by category" not in text
     # Nothing was left to test after the benign turns.
     assert "| harmful turn, after benign ones that did not trip | none tested |  |" in text
+
+
+def test_trip_positions_are_drawn_and_summed_up() -> None:
+    page = page_of(full_metrics())
+    # Of 0, 3, 3, 17, 40: the median, and numpy's 0.9 quantile, 17 + 0.6 * 23 = 30.8.
+    said = "5 conversations trip in the response; half of them within 3 tokens, 90 % within 31."
+    assert said in page.text_in("figcaption")
+    # 41 / 75 to four digits.
+    assert "share that trips within 16 tokens 0.5467" in page.text_in("table")
 
 
 def test_optional_values_may_have_other_layouts() -> None:

@@ -185,6 +185,7 @@ def _tokens_until_trip(
         "median": float(np.median(counts)) if counts else None,
         "p90": float(np.quantile(counts, 0.9, method="higher")) if counts else None,
         "share_within_16": sum(count <= EARLY_TOKENS[0] for count in counts) / len(harmful),
+        "tokens": sorted(counts),
     }
 
 

@@ -31,7 +31,7 @@ def identity_section(m: Mapping[str, Any], digest: str | None) -> Section:
     ]
     blocks: list[Block] = [
         Table(
-            caption="Identity",
+            caption="Names and digests",
             header=("", "value"),
             rows=tuple((name, str(value)) for name, value in rows if value is not None),
         ),

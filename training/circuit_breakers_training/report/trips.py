@@ -72,7 +72,7 @@ def trip_sections(m: Mapping[str, Any]) -> Iterator[Section]:
 def _positions(m: Mapping[str, Any]) -> Iterator[Block]:
     summary = dict(measured(m, "tokens_until_trip") or {})
     listed = summary.pop("tokens", None)
-    rows = tuple((_WORDS.get(name, name), text) for name, text in flat_fields(summary))
+    rows = tuple((_WORDS.get(name, name), text) for name, text in flat_fields(_rounded(summary)))
     if rows:
         caption = "Generated tokens up to the trip of a harmful conversation, prompt scored too"
         yield Table(caption=caption, header=("", "value"), rows=rows)
@@ -144,7 +144,8 @@ def _tables(values: Any, title: str, what: str) -> Iterator[Block]:
         )
         header = (what, "trip", "share (95 % interval)")
         yield Table(caption=f"{title}: trips at the threshold", header=header, rows=rows)
-    rest = tuple((_WORDS.get(n, n), text) for n, text in flat_fields(_without_rates(values)))
+    others = flat_fields(_rounded(_without_rates(values)))
+    rest = tuple((_WORDS.get(name, name), text) for name, text in others)
     if rest:
         yield Table(caption=f"{title}: other values", header=("", "value"), rows=rest)
 
@@ -162,4 +163,16 @@ def _without_rates(values: Mapping[str, Any]) -> dict[str, Any]:
         name: _without_rates(value) if isinstance(value, Mapping) else value
         for name, value in values.items()
         if not is_rate(value)
+    }
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Measured figures with the digits that they deserve."""
+    return {
+        name: _rounded(value)
+        if isinstance(value, Mapping)
+        else float(f"{value:.4g}")
+        if isinstance(value, float)
+        else value
+        for name, value in values.items()
     }
