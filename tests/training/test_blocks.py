@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from circuit_breakers_training.blocks import BaseStream, cut_blocks, decoder_blocks, record_outputs
+from circuit_breakers_training.blocks import (
+    BaseStream,
+    compile_blocks,
+    cut_blocks,
+    decoder_blocks,
+    record_outputs,
+)
 
 from .architectures import PACKED
 
@@ -57,3 +63,13 @@ def test_streams_part_at_the_first_doubled_block() -> None:
     # 2, then 2 + 22 and 2 + 2, then 24 + 22 and 4 + 2.
     assert seen == [(0, 2.0, 2.0), (2, 46.0, 6.0)]
     assert not any(block._forward_hooks for block in blocks)
+
+
+def test_compiled_blocks_compute_the_same_for_any_number_of_tokens() -> None:
+    # The smallest block: a compiler of C++ takes minutes for a real one.
+    block = nn.Linear(4, 4)
+    inputs = [torch.randn(1, n, 4) for n in (3, 5)]
+    expected = [block(x) for x in inputs]
+    compile_blocks([block])
+    for x, y in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(block(x), y)

@@ -8,7 +8,6 @@ B rows, T tokens, N tokens of a stream, D model width
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from circuit_breakers.errors import ConfigError, ModelError
+from circuit_breakers_training.batches import pack_rows
 from circuit_breakers_training.blocks import decoder_blocks, record_outputs
 from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.packed_attention import ATTENTION_NAME
-from circuit_breakers_training.packing import pack_lengths
+from circuit_breakers_training.render import Rendered
 
 __all__ = ["drop_head", "load_base", "use_packed_attention"]
 
@@ -65,8 +65,9 @@ def load_base(recipe: Recipe, model_dir: Path, device: torch.device, dtype: torc
 
 
 def drop_head(model: Any) -> None:
-    """Free the language-model head, in place."""
-    model.set_output_embeddings(nn.Identity())
+    """Free the language-model head, where there is one; in place."""
+    if model.get_output_embeddings() is not None:
+        model.set_output_embeddings(nn.Identity())
 
 
 def use_packed_attention(model: Any) -> bool:
@@ -93,29 +94,27 @@ def _mismatch(model: Any) -> str | None:
     # support flash attention.
     if not (model._supports_attention_backend and model._supports_flash_attn):
         return "its attention does not go through transformers' attention interface"
-    if not all(_is_whole(parameter) for parameter in model.parameters()):
-        model.set_attn_implementation(ATTENTION_NAME)
-        return None
-    packing = pack_lengths(_TRIAL_LENGTHS, model.device)
-    rows = [
-        (torch.arange(n, device=model.device) * 5 + n) % config.vocab_size for n in _TRIAL_LENGTHS
-    ]
     last = decoder_blocks(model)[-1]
-    apart_ND = torch.cat([_states(model, last, row[None], None)[0] for row in rows])
-    ids_N = torch.zeros(sum(_TRIAL_LENGTHS) + packing.layout.num_fillers, dtype=torch.int64)
-    ids_N = ids_N.to(model.device)
-    position_N = torch.zeros_like(ids_N)
-    for row, start in zip(rows, packing.starts, strict=True):
-        ids_N[start : start + len(row)] = row
-        position_N[start : start + len(row)] = torch.arange(len(row), device=model.device)
+    rows = [
+        Rendered(ids=tuple((5 * i + n) % config.vocab_size for i in range(n)), num_prompt_tokens=0)
+        for n in _TRIAL_LENGTHS
+    ]
+    on_trial = all(_is_whole(parameter) for parameter in model.parameters())
+    if on_trial:
+        ids = [torch.tensor([row.ids], device=model.device) for row in rows]
+        apart_ND = torch.cat([_states(model, last, ids_1T)[0] for ids_1T in ids])
     model.set_attn_implementation(ATTENTION_NAME)
-    arguments = {"position_ids": position_N[None], "packed_layout": packing.layout}
+    if not on_trial:
+        return None
+    batch = pack_rows(rows, ["all"] * len(rows), model.device)
+    arguments = {"position_ids": batch.position_BT, "packed_layout": batch.layout}
     try:
-        packed_ND = _states(model, last, ids_N[None], arguments)[0, : len(apart_ND)]
+        packed_BTD = _states(model, last, batch.ids_BT, **arguments)
     except (ModelError, TypeError) as error:
         return str(error)
     # Weights may still be zero, where another process is going to send them.
-    error_N = (packed_ND - apart_ND).norm(dim=-1) / apart_ND.norm(dim=-1).clamp_min(1e-30)
+    norm_N = apart_ND.norm(dim=-1).clamp_min(1e-30)
+    error_N = (packed_BTD.flatten(0, 1)[batch.counted_C] - apart_ND).norm(dim=-1) / norm_N
     worst = error_N.max().item()
     if not worst <= _TRIAL_TOLERANCE.get(model.dtype, 0.1):
         return f"states of packed rows differ from those of rows apart by {worst:.2g}"
@@ -128,12 +127,10 @@ def _is_whole(parameter: nn.Parameter) -> bool:
 
 
 @torch.no_grad()
-def _states(
-    model: Any, block: nn.Module, ids_BT: Tensor, arguments: Mapping[str, Any] | None
-) -> Tensor:
+def _states(model: Any, block: nn.Module, ids_BT: Tensor, **arguments: Any) -> Tensor:
     """(B, T, D) output of `block`, float32."""
     with record_outputs([block]) as outputs:
-        model.base_model(ids_BT, use_cache=False, **(arguments or {}))
+        model.base_model(ids_BT, use_cache=False, **arguments)
     return outputs[0].float()
 
 

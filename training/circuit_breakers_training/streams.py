@@ -33,7 +33,11 @@ __all__ = ["Shortcuts", "StreamStates", "Streams"]
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcuts:
-    """What a step leaves out. None changes what is computed; each can be measured by doing it."""
+    """Work that a step leaves out, without a difference to its losses.
+
+    Each field names such work: True leaves it out, False does it all the same, to measure what it
+    costs.
+    """
 
     padding: bool = True
     """Rows are packed; else padded to the longest."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from circuit_breakers.errors import NotReadyError
+from circuit_breakers.errors import ConfigError, NotReadyError
 from circuit_breakers_training.bench import (
     ARMS,
     BenchSettings,
@@ -18,7 +18,7 @@ from circuit_breakers_training.bench import (
     print_report,
     report_json,
 )
-from circuit_breakers_training.bench.arms import OURS, PUBLISHED, make_loop
+from circuit_breakers_training.bench.arms import OURS, PUBLISHED, chosen_arms, make_loop
 from circuit_breakers_training.bench.loops import LossValues
 from circuit_breakers_training.bench.peak import peak_memory
 from circuit_breakers_training.bench.rows import bench_rows, row_facts
@@ -63,16 +63,23 @@ def test_report_has_every_pair(tiny_llama: Path) -> None:
         rows_per_kind=2, num_pairs=3, arms=(PUBLISHED, "padding"), memory=False
     )
     report = bench_training(RECIPE, tiny_llama, settings)
-    assert [len(times.ratios) for times in report.times] == [3, 3]
-    assert [exact.precision for exact in report.exactness] == ["fp32", "fp32"]
+    assert [len(times.wall_ratios) for times in report.times] == [3, 3]
+    assert [exact.arm for exact in report.exactness] == [PUBLISHED, OURS]
     assert all(exact.loss_difference < 1e-5 for exact in report.exactness)
-    assert all(exact.gradient_difference < 1e-3 for exact in report.exactness)
+    assert all(exact.worst_tensor_difference < 1e-3 for exact in report.exactness)
     raw = json.loads(report_json(report))
-    assert len(raw["times"][0]["arm_s"]) == 3
+    assert len(raw["times"][0]["pairs"]) == 3
     text = StringIO()
     print_report(report, Console(file=text))
     for shown in ("published", ARMS["padding"].label, "2 + 2 rows a step", "quartiles"):
         assert shown in text.getvalue()
+
+
+def test_all_arms_are_those_that_fit_anywhere() -> None:
+    assert set(ARMS) - set(chosen_arms(["all"])) == {"published-unchecked"}
+    assert chosen_arms(["padding", PUBLISHED, "padding"]) == ("padding", PUBLISHED)
+    with pytest.raises(ConfigError, match="got arm 'nope', expected published"):
+        chosen_arms(["all", "nope"])
 
 
 def test_rows_repeat_and_have_facts(tiny_llama: Path) -> None:

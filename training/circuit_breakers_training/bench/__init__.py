@@ -7,7 +7,7 @@ fresh processes.
     rows -> loops -> arms -> run -> report
 """
 
-from circuit_breakers_training.bench.arms import ARMS
+from circuit_breakers_training.bench.arms import ARMS, chosen_arms
 from circuit_breakers_training.bench.report import print_report, report_json
 from circuit_breakers_training.bench.run import BenchReport, BenchSettings, bench_training
 
@@ -16,6 +16,7 @@ __all__ = [
     "BenchReport",
     "BenchSettings",
     "bench_training",
+    "chosen_arms",
     "print_report",
     "report_json",
 ]

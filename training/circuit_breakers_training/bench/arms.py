@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.bench.loops import Loop, OurLoop, PublishedLoop, PublishedOptions
 from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.streams import Shortcuts
 
-__all__ = ["ARMS", "OURS", "PUBLISHED", "Arm", "make_loop"]
+__all__ = ["ARMS", "OURS", "PUBLISHED", "Arm", "chosen_arms", "make_loop"]
 
 OURS = "ours"
 PUBLISHED = "published"
+_HUNGRY = "published-unchecked"
+"""Takes several times the memory of any other."""
 _PUBLISHED_DROPOUT = 0.05
 _MICRO_BATCH_SIZE = 2
 
@@ -68,9 +71,7 @@ ARMS = {
     ),
     "published-cut": _published("the published loop, upper blocks dropped", cut=True),
     "published-eager": _published("the published loop, plain attention", attention="eager"),
-    "published-unchecked": _published(
-        "the published loop, no block run again in backward", checkpointing=False
-    ),
+    _HUNGRY: _published("the published loop, no block run again in backward", checkpointing=False),
     "padding": _without("ours, rows padded", padding=False),
     "upper-blocks": _without("ours, blocks above the target run", upper_blocks=False),
     "lower-blocks-twice": _without(
@@ -85,6 +86,18 @@ ARMS = {
     "compile": _ours("ours, blocks compiled", compile=True),
 }
 """All but ours, as it is; each is compared with that."""
+
+
+def chosen_arms(names: Sequence[str]) -> tuple[str, ...]:
+    """The arms of these names, each once; "all" stands for every one that memory allows anywhere.
+
+    Raises:
+        ConfigError: there is no such arm.
+    """
+    if unknown := sorted(set(names) - {*ARMS, "all"}):
+        raise ConfigError(f"got arm {unknown[0]!r}, expected {', '.join(ARMS)} or all")
+    every = [name for name in ARMS if name != _HUNGRY] if "all" in names else []
+    return tuple(dict.fromkeys([*every, *(name for name in names if name != "all")]))
 
 
 def make_loop(name: str, recipe: Recipe, model_dir: Path, device: torch.device) -> Loop:

@@ -37,13 +37,19 @@ from circuit_breakers_training.objective import (
 from circuit_breakers_training.render import Rendered
 from circuit_breakers_training.streams import ALL_SHORTCUTS, Shortcuts, Streams
 
-__all__ = ["Loop", "LossValues", "OurLoop", "PublishedLoop", "PublishedOptions"]
+__all__ = ["Loop", "LossValues", "OurLoop", "PublishedLoop", "PublishedOptions", "StepTime"]
 
 
 class LossValues(NamedTuple):
     loss: float
     retain_loss: float
     reroute_loss: float
+
+
+class StepTime(NamedTuple):
+    wall_s: float
+    cpu_s: float
+    """Of all threads; what else runs on the machine hardly changes it."""
 
 
 class Loop(ABC):
@@ -63,20 +69,20 @@ class Loop(ABC):
     def backward(self, rows: BenchRows, step: int) -> LossValues:
         """Add the gradients of one step's loss to the parameters'."""
 
-    def step(self, rows: BenchRows, step: int) -> float:
-        """One optimiser step; returns the seconds that it took."""
+    def step(self, rows: BenchRows, step: int) -> StepTime:
+        """One optimiser step, timed."""
         if self._optimizer is None:
             self._optimizer = torch.optim.AdamW(
                 self.parameters.values(), lr=self.recipe.learning_rate, weight_decay=0.0
             )
-        began_s = time.perf_counter()
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
         self._optimizer.zero_grad()
         self.backward(rows, step)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.recipe.max_grad_norm)
         self._optimizer.step()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter() - began_s
+        return StepTime(time.perf_counter() - began_s, time.process_time() - began_cpu_s)
 
 
 class OurLoop(Loop):

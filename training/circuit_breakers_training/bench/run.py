@@ -11,9 +11,8 @@ import gc
 import os
 import platform
 import shlex
-import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +21,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
 from circuit_breakers_training.bench.arms import OURS, PUBLISHED, make_loop
-from circuit_breakers_training.bench.loops import Loop, LossValues
+from circuit_breakers_training.bench.loops import Loop, LossValues, StepTime
 from circuit_breakers_training.bench.peak import Peak, peak_memory
 from circuit_breakers_training.bench.rows import BenchRows, RowFacts, bench_rows, row_facts
 from circuit_breakers_training.config import Recipe
@@ -32,7 +32,7 @@ from circuit_breakers_training.config import Recipe
 __all__ = ["ArmTimes", "BenchReport", "BenchSettings", "Exactness", "bench_training"]
 
 _EXACT_ROWS = 2
-"""Rows per kind of the float32 comparison, which shows numbers and not times."""
+"""Rows per kind of the comparison of losses, which needs no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,33 +49,37 @@ class BenchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Exactness:
-    """The same step by both loops from the same adapter."""
+    """One step from the same adapter, compared with the published loop's in float32."""
 
+    arm: str
     precision: str
     rows_per_kind: int
-    published: LossValues
-    ours: LossValues
+    losses: LossValues
     loss_difference: float
     """Relative."""
     gradient_difference: float
-    """Largest relative L2 difference of one tensor."""
+    """Relative L2 difference of all gradients as one vector."""
+    worst_tensor_difference: float
+    """The largest of one tensor."""
     num_tensors: int
-    total_gradient_difference: float
-    """Relative L2 difference of all tensors as one vector."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmTimes:
-    """Steps of one arm and of ours on the same rows, in seconds."""
+    """Neighbouring steps of one arm and of ours on the same rows."""
 
     arm: str
-    arm_s: tuple[float, ...]
-    ours_s: tuple[float, ...]
+    pairs: tuple[tuple[StepTime, StepTime], ...]
+    """The arm's step and ours."""
 
     @property
-    def ratios(self) -> tuple[float, ...]:
+    def wall_ratios(self) -> tuple[float, ...]:
         """Times of the arm over ours, pair by pair; above 1, ours is faster."""
-        return tuple(a / b for a, b in zip(self.arm_s, self.ours_s, strict=True))
+        return tuple(arm.wall_s / ours.wall_s for arm, ours in self.pairs)
+
+    @property
+    def cpu_ratios(self) -> tuple[float, ...]:
+        return tuple(arm.cpu_s / ours.cpu_s for arm, ours in self.pairs)
 
 
 @dataclass(kw_only=True)
@@ -126,33 +130,30 @@ def bench_training(
         console=console or Console(quiet=True),
     ) as progress:
         memory_arms = (*settings.arms, OURS) if settings.memory else ()
-        total = 2 + len(settings.arms) * settings.num_pairs + len(memory_arms)
+        total = 1 + len(settings.arms) * settings.num_pairs + len(memory_arms)
         task = progress.add_task("exactness", total=total)
 
         def advance(what: str) -> None:
             progress.update(task, description=what, advance=1)
 
-        for precision, rows_per_kind in (
-            ("fp32", min(_EXACT_ROWS, settings.rows_per_kind)),
-            (recipe.precision, settings.rows_per_kind),
-        ):
-            exact = recipe.model_copy(update={"precision": precision})
-            report.exactness.append(_compared(exact, model_dir, device, rows_per_kind))
-            advance("exactness")
+        report.exactness.extend(_compared(recipe, model_dir, device, settings))
+        advance("exactness")
         ours = make_loop(OURS, recipe, model_dir, device)
         ours.step(steps[0], recipe.steps // 2)
         for name in settings.arms:
             progress.update(task, description=name)
             arm = make_loop(name, recipe, model_dir, device)
             arm.step(steps[0], recipe.steps // 2)
-            times = ArmTimes(arm=name, arm_s=(), ours_s=())
+            pairs = []
             for i, rows in enumerate(steps[1:]):
-                times = _with_pair(times, arm, ours, rows, recipe.steps // 2, arm_first=i % 2 == 1)
+                times = _pair(arm, ours, rows, recipe.steps // 2, arm_first=i % 2 == 1)
+                pairs.append(times)
                 advance(name)
-            report.times.append(times)
-            progress.console.print(
-                f"{name}: {statistics.median(times.ratios):.3f} times ours", highlight=False
-            )
+                progress.console.print(
+                    f"{name} {times[0].wall_s:.2f} s, ours {times[1].wall_s:.2f} s",
+                    highlight=False,
+                )
+            report.times.append(ArmTimes(arm=name, pairs=tuple(pairs)))
             del arm
             gc.collect()
         del ours
@@ -164,56 +165,53 @@ def bench_training(
     return report
 
 
-def _with_pair(
-    times: ArmTimes, arm: Loop, ours: Loop, rows: BenchRows, step: int, *, arm_first: bool
-) -> ArmTimes:
-    """`times` with one more pair of neighbouring steps."""
-    loops = (arm, ours) if arm_first else (ours, arm)
-    seconds = {}
-    for loop in loops:
+def _pair(
+    arm: Loop, ours: Loop, rows: BenchRows, step: int, *, arm_first: bool
+) -> tuple[StepTime, StepTime]:
+    """Neighbouring steps of both on the same rows."""
+    times = {}
+    for loop in (arm, ours) if arm_first else (ours, arm):
         gc.collect()
-        seconds[loop] = loop.step(rows, step)
-    return ArmTimes(
-        arm=times.arm,
-        arm_s=(*times.arm_s, seconds[arm]),
-        ours_s=(*times.ours_s, seconds[ours]),
-    )
+        times[loop] = loop.step(rows, step)
+    return times[arm], times[ours]
 
 
 def _compared(
-    recipe: Recipe, model_dir: Path, device: torch.device, rows_per_kind: int
-) -> Exactness:
-    """One step of both loops, without dropout, half-way through the schedule."""
+    recipe: Recipe, model_dir: Path, device: torch.device, settings: BenchSettings
+) -> Iterator[Exactness]:
+    """One step of both loops in float32 and in the recipe's precision, half-way and undisturbed."""
     lora = recipe.lora.model_copy(update={"dropout": 0.0})
-    recipe = recipe.model_copy(update={"lora": lora})
+    rows_per_kind = min(_EXACT_ROWS, settings.rows_per_kind)
     (rows,) = bench_rows(recipe, model_dir, rows_per_kind=rows_per_kind, num_steps=1)
-    losses: dict[str, LossValues] = {}
-    gradients: dict[str, dict[str, torch.Tensor]] = {}
-    for name in (PUBLISHED, OURS):
-        loop = make_loop(name, recipe, model_dir, device)
-        losses[name] = loop.backward(rows, recipe.steps // 2)
-        gradients[name] = {
-            n: p.grad.detach().cpu() for n, p in loop.parameters.items() if p.grad is not None
-        }
-        del loop
-        gc.collect()
-    expected = gradients[PUBLISHED]
-    assert gradients[OURS].keys() == expected.keys()
-    errors = {n: gradients[OURS][n] - expected[n] for n in expected}
-    return Exactness(
-        precision=recipe.precision,
-        rows_per_kind=rows_per_kind,
-        published=losses[PUBLISHED],
-        ours=losses[OURS],
-        loss_difference=abs(losses[OURS].loss / losses[PUBLISHED].loss - 1),
-        gradient_difference=max((errors[n].norm() / expected[n].norm()).item() for n in expected),
-        num_tensors=len(expected),
-        total_gradient_difference=(_norm(errors.values()) / _norm(expected.values())).item(),
-    )
+    truth: tuple[float, dict[str, Tensor]] | None = None
+    for precision in dict.fromkeys(("fp32", recipe.precision)):
+        exact = recipe.model_copy(update={"precision": precision, "lora": lora})
+        for name in (PUBLISHED, OURS):
+            loop = make_loop(name, exact, model_dir, device)
+            losses = loop.backward(rows, recipe.steps // 2)
+            gradients = {n: p.grad.cpu() for n, p in loop.parameters.items() if p.grad is not None}
+            del loop
+            gc.collect()
+            truth = truth or (losses.loss, gradients)
+            loss, expected = truth
+            assert gradients.keys() == expected.keys()
+            errors = {n: gradients[n] - expected[n] for n in expected}
+            yield Exactness(
+                arm=name,
+                precision=precision,
+                rows_per_kind=rows_per_kind,
+                losses=losses,
+                loss_difference=abs(losses.loss / loss - 1),
+                gradient_difference=_norm(errors) / _norm(expected),
+                worst_tensor_difference=max(
+                    (errors[n].norm() / expected[n].norm()).item() for n in expected
+                ),
+                num_tensors=len(expected),
+            )
 
 
-def _norm(tensors: Any) -> torch.Tensor:
-    return torch.stack([t.norm() for t in tensors]).norm()
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    return torch.stack([t.norm() for t in tensors.values()]).norm().item()
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
@@ -224,6 +222,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "cpu": models[0] if models else platform.machine(),
         "num_cores": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "circuit-breakers")},
