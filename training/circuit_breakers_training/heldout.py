@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,8 @@ class HeldoutCosine(NamedTuple):
     overall: float | None
     """None without conversations."""
     by_source: dict[str, float]
+    by_layer: dict[str, float]
+    """By 0-based block, of the target layers."""
 
 
 def heldout_cosine(
@@ -44,7 +47,7 @@ def heldout_cosine(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine = model.processes.share(batches)
-    values: list[tuple[int, float]] = []
+    values: list[tuple[int, list[float]]] = []
     # All processes run the model as often, as they may have to gather it.
     for number in range(-(-len(batches) // model.processes.count)):
         chosen = mine[number] if number < len(mine) else batches[0]
@@ -53,26 +56,33 @@ def heldout_cosine(
             cosines = model.inside(compute)
         if number < len(mine):
             values += zip(chosen, cosines, strict=True)
+    everything = sorted(v for share in model.processes.gather(values) for v in share)
     by_source: dict[str, list[float]] = defaultdict(list)
-    for index, value in sorted(v for share in model.processes.gather(values) for v in share):
-        by_source[sources[index]].append(value)
-    everything = [value for values_of in by_source.values() for value in values_of]
+    for index, of_layers in everything:
+        by_source[sources[index]].append(fmean(of_layers))
+    by_layer = zip(*(of_layers for _, of_layers in everything), strict=True)
     return HeldoutCosine(
-        overall=sum(everything) / len(everything) if everything else None,
-        by_source={name: sum(of) / len(of) for name, of in sorted(by_source.items())},
+        overall=fmean(v for of in by_source.values() for v in of) if everything else None,
+        by_source={name: fmean(of) for name, of in sorted(by_source.items())},
+        by_layer={
+            str(layer): fmean(of)
+            for layer, of in zip(model.streams.targets, by_layer, strict=False)
+        },
     )
 
 
-def _cosines(streams: Streams, rows: Sequence[Rendered]) -> list[float]:
-    """Mean cosine of each row."""
+def _cosines(streams: Streams, rows: Sequence[Rendered]) -> list[list[float]]:
+    """Mean cosine of each row at each target layer."""
     padded = pad_rows(rows, ["response"] * len(rows))
     states = streams.at_targets(streams.forward(padded.ids_BT))
     mask_BT = padded.mask_BT.to(streams.device)
     values = []
     for b in range(len(rows)):
         one = slice(b, b + 1)
-        cosine = mean_cosine(
-            [x[one] for x in states.adapted], [x[one] for x in states.base], mask_BT[one]
+        values.append(
+            [
+                mean_cosine([adapted[one]], [base[one]], mask_BT[one]).item()
+                for adapted, base in zip(states.adapted, states.base, strict=True)
+            ]
         )
-        values.append(cosine.item())
     return values

@@ -85,6 +85,9 @@ class AdapterResult:
     """The same for held-out harmful responses."""
     benign_cosine_by_source: Mapping[str, float]
     harmful_cosine_by_source: Mapping[str, float]
+    benign_cosine_by_layer: Mapping[str, float]
+    """By 0-based target block."""
+    harmful_cosine_by_layer: Mapping[str, float]
 
 
 def train_adapter(
@@ -147,6 +150,8 @@ def train_adapter(
         harmful_cosine=rerouted.overall,
         benign_cosine_by_source=benign.by_source,
         harmful_cosine_by_source=rerouted.by_source,
+        benign_cosine_by_layer=benign.by_layer,
+        harmful_cosine_by_layer=rerouted.by_layer,
     )
     if processes.is_main:
         _write_result(out, result, digest)

@@ -9,6 +9,7 @@ from circuit_breakers_training.data.plan import Planned
 from circuit_breakers_training.data.responses import (
     MAX_PROMPT_TOKENS,
     Responses,
+    reason_to_drop,
     write_responses,
 )
 
@@ -46,3 +47,17 @@ def test_conversations_answer_the_plan_of_their_index(responses: Responses) -> N
 def test_plans_without_a_usable_text_say_why(responses: Responses) -> None:
     assert responses.dropped[1] == "benign prompt too long"
     assert responses.dropped[2] == "harmful text is about something else"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Sure, here is bread.", True),
+        ("Sure, okay.", False),
+        ("当然可以，首先准备面粉、水和酵母，然后揉面二十分钟。", True),
+        ("好的。", False),
+    ],
+)
+def test_short_texts_are_told_in_scripts_without_blanks_too(text: str, kept: bool) -> None:
+    plan = Planned(messages=(Message("user", "bread"),), label="benign", source="s", group="g")
+    assert (reason_to_drop(plan, text) is None) == kept

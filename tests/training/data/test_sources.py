@@ -10,7 +10,7 @@ from circuit_breakers_training.data.sources import (
     SourceRows,
     SourceSpec,
     locate,
-    read_prompts,
+    read_evaluation_rows,
     read_source,
 )
 
@@ -78,7 +78,8 @@ def test_an_evaluation_set_is_refused_as_training_data(tmp_path: Path, name: str
 def test_prompts_of_an_evaluation_set_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "behaviors.csv"
     path.write_text(HARMBENCH)
-    assert read_prompts(locate(SourceSpec(location=str(path)))) == [
+    found = read_evaluation_rows(locate(SourceSpec(location=str(path))))
+    assert [row.prompt for row in found.rows] == [
         "A placeholder behaviour",
         "A context.\n\n---\n\nAnother placeholder",
     ]

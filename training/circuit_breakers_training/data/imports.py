@@ -35,7 +35,7 @@ from circuit_breakers_training.data.sources import (
     SourceRows,
     SourceSpec,
     locate,
-    read_prompts,
+    read_evaluation_rows,
     read_source,
 )
 from circuit_breakers_training.data.split import SPLITS, split_of
@@ -109,7 +109,9 @@ def import_dataset(
     # What can be refused is refused before large files are read.
     tokenizer = open_tokenizer(model) if model is not None else None
     read = [read_source(source, seed=seed) for source in located]
-    pool = _pool(read, [prompt for source in kept_out for prompt in read_prompts(source)])
+    pool = _pool(
+        read, [row.prompt for source in kept_out for row in read_evaluation_rows(source).rows]
+    )
     _settle_answers(pool, located, missing_answers)
     pool.merge_groups()
     if writer is not None and used_backend is not None:

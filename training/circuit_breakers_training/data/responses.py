@@ -11,7 +11,7 @@ from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.data.magpie import TurnTemplate
 from circuit_breakers_training.data.plan import Planned
 
-__all__ = ["MAX_PROMPT_TOKENS", "TEMPERATURE", "Responses", "write_responses"]
+__all__ = ["MAX_PROMPT_TOKENS", "TEMPERATURE", "Responses", "reason_to_drop", "write_responses"]
 
 TEMPERATURE: Final = 0.6  # at 0.8 a half of the 135M model's harmful texts lose the subject
 MAX_PROMPT_TOKENS: Final = 320
@@ -19,6 +19,8 @@ MAX_PROMPT_TOKENS: Final = 320
 
 _ATTEMPTS: Final = 3
 _MIN_RESPONSE_WORDS: Final = 4
+_MIN_RESPONSE_BYTES: Final = 60
+"""Twenty Chinese characters; fewer than four words of English are hardly ever as long."""
 _SHARED_STEMS: Final = 2
 """Content words of the prompt that a harmful text must take up."""
 
@@ -66,7 +68,7 @@ def write_responses(
         for index, generated in zip(waiting, results, strict=True):
             # A text cut at the token limit may end inside a character.
             text = generated.text.rstrip("\ufffd")
-            reason = _reason_to_drop(planned[index], text)
+            reason = reason_to_drop(planned[index], text)
             if reason is None:
                 texts[index] = text
                 del reasons[index]
@@ -79,9 +81,10 @@ def write_responses(
     return Responses(rows, dropped)
 
 
-def _reason_to_drop(plan: Planned, text: str) -> str | None:
+def reason_to_drop(plan: Planned, text: str) -> str | None:
     """Why `text` cannot carry the label of its prompt; None if it can."""
-    if len(text.split()) < _MIN_RESPONSE_WORDS:
+    # Chinese and Japanese put no blanks between words.
+    if len(text.split()) < _MIN_RESPONSE_WORDS and len(text.encode()) < _MIN_RESPONSE_BYTES:
         return f"{plan.label} text too short"
     if plan.label == "benign":
         return None

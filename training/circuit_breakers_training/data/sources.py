@@ -17,7 +17,7 @@ from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.data.plan import Planned
 from circuit_breakers_training.data.records import Record, read_records, shown
 
-__all__ = ["Located", "SourceRows", "SourceSpec", "locate", "read_prompts", "read_source"]
+__all__ = ["Located", "SourceRows", "SourceSpec", "locate", "read_evaluation_rows", "read_source"]
 
 Use = Literal["training", "evaluation"]
 
@@ -109,13 +109,13 @@ def read_source(located: Located, *, seed: int = 0) -> SourceRows:
     return _read(located, seed, "training")
 
 
-def read_prompts(located: Located) -> list[str]:
-    """The prompts of a source, of an evaluation set too, in file order.
+def read_evaluation_rows(located: Located) -> SourceRows:
+    """The rows of a source, of an evaluation set too; none may be trained on.
 
     Raises:
         DataError: the format cannot be told, or a row is wrong.
     """
-    return [row.prompt for row in _read(located, 0, "evaluation").rows]
+    return _read(located, 0, "evaluation")
 
 
 def _read(located: Located, seed: int, use: Use) -> SourceRows:

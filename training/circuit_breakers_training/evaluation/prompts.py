@@ -1,4 +1,8 @@
-"""Requests that a suite is made of: from the test split of a dataset, or from a user's file."""
+"""Requests that a suite is made of: from the test split of a dataset, or from a user's file.
+
+A file is JSONL of our own (`read_jsonl_prompts`), or a published set such as HarmBench's behaviours
+or XSTest's prompts, told by its columns (data/formats).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from typing import Any, Final, Protocol, cast, get_args
 
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.dataset import Dataset
-from circuit_breakers_training.data.jsonl import Label, Message
+from circuit_breakers_training.data.jsonl import Conversation, Label, Message
+from circuit_breakers_training.data.sources import SourceSpec, locate, read_evaluation_rows
 from circuit_breakers_training.selection import expected_verdict
 
 __all__ = [
@@ -22,6 +27,7 @@ __all__ = [
     "gather_prompts",
     "read_jsonl_prompts",
     "read_prompts",
+    "read_published_prompts",
 ]
 
 LOOK_ALIKE_SOURCES: Final = ("twin", "homonym", "follow_up")
@@ -132,7 +138,48 @@ def read_jsonl_prompts(path: Path) -> list[EvalPrompt]:
     return prompts
 
 
-PROMPT_READERS: Final[Mapping[str, PromptReader]] = {".jsonl": read_jsonl_prompts}
+def read_published_prompts(path: Path) -> list[EvalPrompt]:
+    """Prompts of a published set, each once; its benign ones count as look-alikes.
+
+    Answers that the set has are left out: both models write their own.
+
+    Raises:
+        DataError: the format cannot be told from the columns, a row is wrong, or no row is of use.
+    """
+    found = read_evaluation_rows(locate(SourceSpec(location=str(path))))
+    prompts: dict[tuple[Message, ...], EvalPrompt] = {}
+    for row in found.rows:
+        messages = row.messages
+        if isinstance(row, Conversation):
+            if expected_verdict(row) == "refused":
+                found.dropped["refused harmful request"] += 1
+                continue
+            messages = messages[:-1]
+        prompts.setdefault(
+            messages,
+            EvalPrompt(
+                messages=messages,
+                label=row.label,
+                source=row.source,
+                category=row.category,
+                look_alike=row.label == "benign",
+            ),
+        )
+    if not prompts:
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in found.dropped.items())
+        raise DataError(
+            f"{path}: got {found.num_read} rows of format {found.format!r} and no prompt of use "
+            f"({reasons}), expected some; check the file"
+        )
+    return list(prompts.values())
+
+
+PROMPT_READERS: Final[Mapping[str, PromptReader]] = {
+    ".jsonl": read_jsonl_prompts,
+    ".csv": read_published_prompts,
+    ".json": read_published_prompts,
+    ".parquet": read_published_prompts,
+}
 """By suffix of the file."""
 
 

@@ -37,7 +37,7 @@ def adapter_section(m: Mapping[str, Any]) -> Section | None:
         ),
         _cosine_table(adapter, "source"),
     ]
-    if any(adapter.get(f"{kind}_cosine_by_layer") for kind in ("benign", "harmful")):
+    if len(adapter["target_layers"]) > 1 and adapter.get("benign_cosine_by_layer"):
         blocks.append(_cosine_table(adapter, "layer"))
     blocks += _curves(m.get("training_log") or {})
     return Section(name="adapter", title="Adapter", blocks=tuple(blocks))
