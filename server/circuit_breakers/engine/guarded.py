@@ -76,7 +76,12 @@ class GuardSession:
 
     def reports(self) -> list[GuardReport]:
         """One report for each choice that ran, in order of choice."""
-        return [self._streams[choice].breaker.report() for choice in sorted(self._streams)]
+        return [self._streams[choice].breaker.report() for choice in self.choices]
+
+    @property
+    def choices(self) -> list[int]:
+        """Numbers of the choices that ran; those of `reports`."""
+        return sorted(self._streams)
 
     def report_for(self, choice: int) -> GuardReport | None:
         """The report of choice `choice` of the response; None when it has not run.
@@ -108,6 +113,26 @@ class GuardSession:
             for phase, peak in stream.breaker.phase_peaks.items():
                 peaks[phase] = max(peak, peaks.get(phase, peak))
         return peaks
+
+    @property
+    def probe_peaks(self) -> dict[str, dict[str, float]]:
+        """Highest running score by phase and probe, over all streams."""
+        peaks: dict[str, dict[str, float]] = {}
+        for stream in self._streams.values():
+            for phase, by_probe in stream.breaker.probe_peaks.items():
+                known = peaks.setdefault(phase, {})
+                for probe, peak in by_probe.items():
+                    known[probe] = max(peak, known.get(probe, peak))
+        return peaks
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Lowest threshold that a stream was under, by probe."""
+        lowest: dict[str, float] = {}
+        for stream in self._streams.values():
+            for probe, threshold in stream.breaker.thresholds.items():
+                lowest[probe] = min(threshold, lowest.get(probe, threshold))
+        return lowest
 
     @property
     def num_delivered_tokens(self) -> int:

@@ -27,12 +27,12 @@ class StreamBreaker:
         "_num_prompt_tokens",
         "_peak_K",
         "_peak_index_K",
+        "_phase_peak_K",
         "_policy",
         "_running",
         "_threshold_K",
         "num_scored",
         "num_unscored",
-        "phase_peaks",
         "trip",
     )
 
@@ -47,13 +47,33 @@ class StreamBreaker:
         """The first trip; None until then."""
         self.num_scored = 0
         self.num_unscored = 0
-        self.phase_peaks: dict[Phase, float] = {}
-        """Highest running score of any probe, by phase."""
+        self._phase_peak_K: dict[Phase, FloatArray] = {}
 
     @property
     def num_seen(self) -> int:
         """Tokens judged so far, scored or not."""
         return self.num_scored + self.num_unscored
+
+    @property
+    def phase_peaks(self) -> dict[Phase, float]:
+        """Highest running score of any probe, by phase; a phase without scores is absent."""
+        peaks = {phase: float(peak_K.max()) for phase, peak_K in self._phase_peak_K.items()}
+        return {phase: peak for phase, peak in peaks.items() if peak > -np.inf}
+
+    @property
+    def probe_peaks(self) -> dict[Phase, dict[str, float]]:
+        """Highest running score by phase and probe; what has no score is absent."""
+        names = [probe.name for probe in self._policy.probes]
+        return {
+            phase: {n: p for n, p in zip(names, peak_K.tolist(), strict=True) if p > -np.inf}
+            for phase, peak_K in self._phase_peak_K.items()
+        }
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Threshold in force, by probe."""
+        names = (probe.name for probe in self._policy.probes)
+        return dict(zip(names, self._threshold_K.tolist(), strict=True))
 
     def update(self, logit_TK: FloatArray) -> Trip | None:
         """Judges the next T tokens; the trip if this call caused it.
@@ -133,5 +153,7 @@ class StreamBreaker:
             ("completion", finite_TK[split:]),
         )
         for phase, part_TK in phases:
-            if part_TK.size and (peak := float(part_TK.max())) > -np.inf:
-                self.phase_peaks[phase] = max(self.phase_peaks.get(phase, -np.inf), peak)
+            if part_TK.size:
+                peak_K = part_TK.max(axis=0)
+                known_K = self._phase_peak_K.setdefault(phase, peak_K)
+                np.maximum(known_K, peak_K, out=known_K)

@@ -81,6 +81,16 @@ def test_report_names_the_probe_closest_to_its_threshold() -> None:
     assert breaker.phase_peaks == {"prompt": 5.0, "completion": 6.0}
 
 
+def test_peaks_are_known_by_phase_and_probe() -> None:
+    breaker = StreamBreaker(policy(10.0, 2.0), num_prompt_tokens=2)
+    assert breaker.probe_peaks == {}
+    breaker.update(np.array([[0, 0], [5, 1]], np.float32))
+    assert breaker.probe_peaks == {"prompt": {"probe0": 5.0, "probe1": 1.0}}
+    breaker.update(np.array([[6, 0.5], [4, 0.75], [np.nan, 1.5]], np.float32))
+    assert breaker.probe_peaks["completion"] == {"probe0": 6.0, "probe1": 1.5}
+    assert breaker.thresholds == {"probe0": 10.0, "probe1": 2.0}
+
+
 def test_report_is_json_whatever_was_seen() -> None:
     for logits in ((), (1.0,), (0.0, math.nan), (0.0, 1.0, 9.0), (0.0, math.inf)):
         breaker = StreamBreaker(policy(2.0), num_prompt_tokens=1)
@@ -108,6 +118,7 @@ def test_verdict_does_not_depend_on_chunks(
     assert parts.trip == whole.trip
     assert parts.report() == whole.report()
     assert parts.phase_peaks == whole.phase_peaks
+    assert parts.probe_peaks == whole.probe_peaks
 
 
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
