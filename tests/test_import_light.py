@@ -20,6 +20,7 @@ HEAVY = {
     "matplotlib",
     "huggingface_hub",
     "prometheus_client",
+    "sqlalchemy",
 }
 
 
@@ -35,6 +36,9 @@ def modules_after(statement: str) -> set[str]:
     [
         "circuit_breakers",
         "circuit_breakers.artifact",
+        "circuit_breakers.audit.entry",
+        "circuit_breakers.audit.verification",
+        "circuit_breakers.audit.whatif",
         "circuit_breakers.guard.aggregation",
         "circuit_breakers.guard.breaker",
         "circuit_breakers.guard.policy",

@@ -8,6 +8,7 @@
     ├── CalibrationError (ValueError)         too little data for the claimed false-positive rate
     ├── EvaluationError (RuntimeError)        a suite failed, or could not be judged in full
     ├── ConfigError (ValueError)              a setting out of range or without effect
+    ├── AuditError (RuntimeError)             the audit log's database does not answer
     ├── UnsupportedEngineError (RuntimeError) vLLM's version or mode is outside the tested range
     ├── NotReadyError (RuntimeError)          the guard could not be proven live
     └── UnguardedOutputError (RuntimeError)   the engine gave out a token that was not passed
@@ -17,6 +18,7 @@ A message says what was got, what was expected, and the cure. A trip is a decisi
 
 __all__ = [
     "ArtifactError",
+    "AuditError",
     "BreakerMismatchError",
     "CalibrationError",
     "CircuitBreakersError",
@@ -60,6 +62,10 @@ class EvaluationError(CircuitBreakersError, RuntimeError):
 
 class ConfigError(CircuitBreakersError, ValueError):
     """A setting is out of range or cannot take effect."""
+
+
+class AuditError(CircuitBreakersError, RuntimeError):
+    """The database of the audit log does not answer, or refuses what it was given."""
 
 
 class UnsupportedEngineError(CircuitBreakersError, RuntimeError):
