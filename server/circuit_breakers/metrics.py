@@ -7,7 +7,7 @@ an error; in observe mode the answer is delivered, so the outcome stays `ok`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -121,6 +121,32 @@ class GuardMetrics:
             registry=registry,
         )
 
+        self._audit_dropped = Counter(
+            f"{prefix}audit_dropped",
+            "Entries of the audit log that were lost; must stay 0.",
+            registry=registry,
+        )
+        self._traces_dropped = Counter(
+            f"{prefix}traces_dropped",
+            "Score traces that were lost while the database was away.",
+            registry=registry,
+        )
+        self._audit_spooled = Gauge(
+            f"{prefix}audit_spooled",
+            "Entries of the audit log that wait, in the spool or in memory, for its database.",
+            registry=registry,
+        )
+        self._audit_sequence = Gauge(
+            f"{prefix}audit_sequence",
+            "Number of the newest row that this process has written to the audit log.",
+            registry=registry,
+        )
+
+    def describe_audit(self, num_pending: Callable[[], int], sequence: Callable[[], int]) -> None:
+        """Takes the audit log's state at each scrape from these."""
+        self._audit_spooled.set_function(num_pending)
+        self._audit_sequence.set_function(sequence)
+
     def describe_breaker(self, manifest: Manifest, digest: str, policy: str, mode: Mode) -> None:
         """Announces the breaker that is live from now on."""
         self._policy = policy
@@ -159,6 +185,12 @@ class GuardMetrics:
             self._ttft.observe(ttft_s)
         if num_held is not None:
             self._held.observe(num_held)
+
+    def record_audit_dropped(self, num: int) -> None:
+        self._audit_dropped.inc(num)
+
+    def record_traces_dropped(self, num: int) -> None:
+        self._traces_dropped.inc(num)
 
     def record_faults(self, *, num_unscored: int, num_leaked: int) -> None:
         self._unscored.inc(num_unscored)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from circuit_breakers.errors import ConfigError
@@ -82,6 +82,21 @@ class ServeSettings(BaseSettings):
     """Largest number of completions that one request may ask for: prompts times `n`."""
     shutdown_timeout_s: Annotated[int, Field(ge=0)] = 10
     """Seconds that running requests get to finish after SIGTERM."""
+    audit_db: Path | None = None
+    """SQLite file of the audit log, made if it is missing; None keeps no log, as a record of who
+    tripped when, and for how long it is kept, is the operator's to decide."""
+    audit_url: SecretStr | None = None
+    """Database of the audit log instead, e.g. postgresql://USER@HOST/DATABASE. Several servers may
+    write to one. A password belongs into the variable, not onto the command line."""
+    audit_spool: Path | None = None
+    """Folder where entries of the audit log wait while its database is away; should outlive the
+    process. None takes one beside the SQLite file."""
+    audit_key_file: Path | None = None
+    """File with a key of at least 32 bytes that signs each row of the audit log."""
+    score_traces: bool = False
+    """Whether each request's highest scores are kept beside the audit log, for `replay`."""
+    trace_days: Annotated[int, Field(ge=1)] = 30
+    """Days that score traces are kept."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """Least severe messages that are logged, the engine's included."""
 

@@ -1,11 +1,14 @@
-"""One request's entry in the metrics, made exactly once, however the request ends."""
+"""One request's entry in metrics and audit log, made exactly once, however the request ends."""
 
 from __future__ import annotations
 
+import secrets
 from typing import NamedTuple
 
 from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.trail import AuditTrail, RequestIdentity
 from circuit_breakers.engine.guarded import GuardSession
+from circuit_breakers.guard.decision import GuardReport
 from circuit_breakers.metrics import GuardMetrics, Outcome, leaked_tokens, was_stopped
 
 __all__ = ["RequestRecord", "Usage"]
@@ -20,11 +23,18 @@ class Usage(NamedTuple):
 
 
 class RequestRecord:
-    """What is known of one completion request; written to the metrics by the first `finish`."""
+    """What is known of one completion request; written down by the first `finish`."""
 
-    def __init__(self, metrics: GuardMetrics) -> None:
+    def __init__(self, metrics: GuardMetrics, trail: AuditTrail, *, model: str) -> None:
         self._metrics = metrics
+        self._trail = trail
         self._finished = False
+        self.request_id = f"req-{secrets.token_hex(16)}"
+        """Goes out as x-request-id; the response's own id as soon as there is one."""
+        self.key_id = "anonymous"
+        """Public id of the caller's API key."""
+        self.model = model
+        """The name that the request is served under."""
         self.session: GuardSession | None = None
         """Set once generation may start."""
 
@@ -55,7 +65,14 @@ class RequestRecord:
         prompt_trip = session.prompt_tripped
         # The client of a refused prompt sees one trip, however many choices were asked for.
         refused = outcome == "tripped_prompt" and prompt_trip is not None
-        self._metrics.record_trips([prompt_trip] if refused and prompt_trip else reports)
+        if refused and prompt_trip is not None:
+            trips: list[tuple[int | None, GuardReport]] = [(None, prompt_trip)]
+        else:
+            trips = list(zip(session.choices, reports, strict=True))
+        self._metrics.record_trips([report for _, report in trips])
+        who = RequestIdentity(self.request_id, self.key_id, self.model)
+        self._trail.record_trips(who, trips)
+        self._trail.record_scores(who, session, reports, outcome)
         self._metrics.record_scores(session.max_scores)
         num_leaked, num_held = session.num_leaked, None
         if usage is not None:

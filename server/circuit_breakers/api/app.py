@@ -1,6 +1,7 @@
 """The FastAPI app: a closed list of routes. What is not listed here does not exist.
 
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /v1/breaker
+    GET /v1/breaker/trips   GET /v1/breaker/what-if (both for operators)
     GET /metrics   GET /livez   GET /readyz   GET /openapi.json
 
 Importing this module is light: vLLM's serving classes come with the engine.
@@ -16,6 +17,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 
+from circuit_breakers.api.admin import add_admin_routes
 from circuit_breakers.api.completions import complete
 from circuit_breakers.api.describe import breaker_json, models_json
 from circuit_breakers.api.errors import ApiError
@@ -67,6 +69,8 @@ def add_guarded_routes(app: FastAPI) -> None:
     @app.get("/v1/breaker")
     async def breaker(request: Request) -> JSONResponse:
         return JSONResponse(breaker_json(service_of(request).serving()))
+
+    add_admin_routes(app)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:

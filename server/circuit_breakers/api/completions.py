@@ -49,16 +49,18 @@ async def complete(endpoint: Endpoint, request: Request) -> Response:
         ApiError: nothing of an answer was sent.
     """
     service = service_of(request)
-    record = RequestRecord(service.metrics)
+    record = service.new_record()
     try:
         serving = service.serving()
         data = await read_json_object(request, service.settings.max_body_bytes)
         call = serving.parse(endpoint, data, max_choices=service.settings.max_choices)
+        record.request_id, record.model = call.shape.id, call.shape.model
         with guard_session() as session:
             record.session = session
             opened = await _unless_gone(request, _open(serving, call, session))
     except ApiError as error:
         record.fail(error)
+        error.headers["X-Request-Id"] = record.request_id
         raise
     except (_ClientGoneError, ClientDisconnect):
         record.finish("aborted")
@@ -69,7 +71,7 @@ async def complete(endpoint: Endpoint, request: Request) -> Response:
     if isinstance(opened, _OpenStream):
         return _EventResponse(_Delivery(opened, call, session, record))
     record.complete(call.usage())
-    return JSONResponse(opened)
+    return JSONResponse(opened, headers={"X-Request-Id": record.request_id})
 
 
 class _OpenStream:
@@ -134,6 +136,7 @@ class _Delivery:
         self._rest = opened.rest
         self._call = call
         self._record = record
+        self.request_id = record.request_id
         self._events = guard_stream(opened.events(), session, call.shape)
 
     async def events(self) -> AsyncIterator[str]:
@@ -160,7 +163,11 @@ class _EventResponse(StreamingResponse):
             delivery.events(),
             media_type="text/event-stream",
             # A proxy that collects the stream would hide the first tokens.
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            headers={
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                "X-Request-Id": delivery.request_id,
+            },
         )
         self._delivery = delivery
 

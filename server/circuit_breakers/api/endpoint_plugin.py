@@ -1,7 +1,7 @@
 """The guard in vLLM's own API server: an endpoint plugin that closes its list of routes.
 
     ours, in the place of vLLM's     POST /v1/chat/completions   POST /v1/completions
-    ours, new                        GET /v1/breaker
+    ours, new                        GET /v1/breaker, /v1/breaker/trips, /v1/breaker/what-if
     vLLM's, on the guarded engine    /v1/responses   /v1/messages   /v1/chat/completions/batch
     vLLM's, without generation       models, tokenize, health, metrics, documentation
     everything else                  404
@@ -13,6 +13,7 @@ digests are checked and the canaries have run before the first request.
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
 from argparse import Namespace
@@ -25,10 +26,11 @@ from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import VLLMClientError
 
-from circuit_breakers.api.accounting import RequestRecord
+from circuit_breakers.api.admin import ADMIN_ROUTES
 from circuit_breakers.api.app import add_guarded_routes
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.service import Service
+from circuit_breakers.api.trail import open_trail
 from circuit_breakers.engine import dropin
 from circuit_breakers.engine.breaker_request import is_requested
 from circuit_breakers.engine.config import EngineGuardConfig
@@ -40,7 +42,7 @@ from circuit_breakers.settings import load_settings
 
 __all__ = ["EndpointPlugin", "RouteGate", "StoppedError"]
 
-_OWN = ("POST /v1/chat/completions", "POST /v1/completions", "GET /v1/breaker")
+_OWN = ("POST /v1/chat/completions", "POST /v1/completions", "GET /v1/breaker", *ADMIN_ROUTES)
 _WITHOUT_GENERATION = (
     *("GET /health", "GET /ping", "POST /ping", "GET /load", "GET /version"),
     *("GET /v1/models", "POST /tokenize", "POST /detokenize", "GET /tokenizer_info"),
@@ -76,7 +78,10 @@ class EndpointPlugin:
         dropin.check_environment()
         _check_server_arguments(args)
         name = (args.served_model_name or [args.model])[0]
-        app.state.service = Service(load_settings(served_name=name), REGISTRY)
+        app.state.service = service = Service(load_settings(served_name=name), REGISTRY)
+        service.trail = open_trail(service.settings, service.metrics)
+        # vLLM tells its plugins nothing of the end.
+        atexit.register(service.trail.close)
         add_guarded_routes(app)
         app.add_middleware(RouteGate, service=app.state.service)
 
@@ -189,11 +194,11 @@ class RouteGate:
             await error.to_response()(scope, receive, send)
 
     async def _generate(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
-        record = RequestRecord(self._service.metrics)
+        record = self._service.new_record()
         on_stop = StoppedError if self._stop_is_error.fullmatch(route) else None
         with guard_session(on_stop) as session:
             record.session = session
-            answer = _Answer(send, session)
+            answer = _Answer(send, session, record.request_id)
             try:
                 await self._app(scope, receive, answer.send)
             except Exception:
@@ -211,9 +216,10 @@ class RouteGate:
 class _Answer:
     """What a route of vLLM's sends, passed on as it comes."""
 
-    def __init__(self, send: Send, session: GuardSession) -> None:
+    def __init__(self, send: Send, session: GuardSession, request_id: str) -> None:
         self._send = send
         self._session = session
+        self._request_id = request_id
         self.status = 500
         """Of the response; 500 before it starts."""
         self.is_open_stream = False
@@ -223,7 +229,10 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            media_type = dict(message["headers"]).get(b"content-type", b"")
+            headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+            headers.append((b"x-request-id", self._request_id.encode()))
+            message = {**message, "headers": headers}
+            media_type = dict(headers).get(b"content-type", b"")
             self.is_open_stream = media_type.startswith(b"text/event-stream")
         elif message["type"] == "http.response.body":
             self._num_events += 1

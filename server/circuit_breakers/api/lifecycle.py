@@ -32,6 +32,7 @@ from circuit_breakers.api.preflight import (
     memory_need,
 )
 from circuit_breakers.api.service import Service
+from circuit_breakers.api.trail import open_trail
 from circuit_breakers.artifact import Breaker, builtin_breaker_path, load_breaker
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.guard.operating_point import probes_at
@@ -90,6 +91,7 @@ async def _serve(
 ) -> None:
     app = create_app(settings, REGISTRY)
     service: Service = app.state.service
+    service.trail = open_trail(settings, service.metrics)
     server = _HttpServer(
         uvicorn.Config(
             app,
@@ -119,6 +121,7 @@ async def _serve(
             service.wait_for("shutting down")
             server.should_exit = True
             await serving
+            await asyncio.to_thread(service.trail.close)
             stopping.cancel()
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 from prometheus_client import CollectorRegistry
 
+from circuit_breakers.api.accounting import RequestRecord
 from circuit_breakers.api.errors import ApiError, not_ready
+from circuit_breakers.api.trail import AuditTrail
 from circuit_breakers.metrics import GuardMetrics
 from circuit_breakers.settings import ServeSettings
 
@@ -24,6 +26,8 @@ class Service:
         self.settings = settings
         self.registry = registry
         self.metrics = GuardMetrics(registry, model=settings.model_name)
+        self.trail = AuditTrail()
+        """Way into the audit log; replaced before `attach` where one is kept."""
         self._serving: Serving | None = None
         self._waiting_for: str | None = "starting"
 
@@ -39,11 +43,16 @@ class Service:
         self.metrics.describe_breaker(
             breaker.manifest, breaker.digest, guarded.policy.name, guarded.mode
         )
+        self.trail.begin(breaker.digest, f"breaker {breaker.manifest.name}, mode {guarded.mode}")
 
     def ready(self) -> None:
         """Opens the routes that need the engine."""
         assert self._serving is not None, "attach() comes first"
         self._waiting_for = None
+
+    def new_record(self) -> RequestRecord:
+        """The entry that one completion request makes when it ends."""
+        return RequestRecord(self.metrics, self.trail, model=self.settings.model_name)
 
     @property
     def dead(self) -> bool:

@@ -88,6 +88,28 @@ def serve(
     shutdown_timeout_s: Annotated[
         int | None, typer.Option(help="Seconds to finish requests after SIGTERM. [10]")
     ] = None,
+    audit_db: Annotated[
+        Path | None, typer.Option(help="SQLite file of the audit log. [no log]")
+    ] = None,
+    audit_url: Annotated[
+        str | None,
+        typer.Option(help="Database of the audit log, e.g. postgresql://USER@HOST/DB. [no log]"),
+    ] = None,
+    audit_spool: Annotated[
+        Path | None,
+        typer.Option(help="Folder where its entries wait in an outage. [beside the SQLite file]"),
+    ] = None,
+    audit_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that signs its rows. [not signed]")
+    ] = None,
+    score_traces: Annotated[
+        bool | None,
+        typer.Option(
+            "--score-traces/--no-score-traces",
+            help="Keep each request's highest scores, for `replay`. [no-score-traces]",
+        ),
+    ] = None,
+    trace_days: Annotated[int | None, typer.Option(help="Days to keep them. [30]")] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error. [warning]")
     ] = None,

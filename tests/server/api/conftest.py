@@ -52,12 +52,14 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.out = log_dir / "stdout"
         self.err = log_dir / "stderr"
+        self.audit_db = log_dir / "audit.db"
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
                 serve_command(
                     *("--breaker", str(breaker), "--port", str(self.port)),
                     *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8"),
-                    *("--kv-cache-gib", "1", *arguments),
+                    *("--kv-cache-gib", "1"),
+                    *("--audit-db", str(self.audit_db), "--score-traces", *arguments),
                 ),
                 stdout=out,
                 stderr=err,

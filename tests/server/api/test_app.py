@@ -16,6 +16,8 @@ SERVED = {
     "/v1/completions",
     "/v1/models",
     "/v1/breaker",
+    "/v1/breaker/trips",
+    "/v1/breaker/what-if",
     "/metrics",
     "/livez",
     "/readyz",
