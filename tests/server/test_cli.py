@@ -20,12 +20,16 @@ runner = CliRunner()
 
 def test_help_of_every_command_shows_an_example() -> None:
     for command in (
+        ["audit", "export"],
+        ["audit", "prune"],
+        ["audit", "verify"],
         ["bench", "serve"],
         ["bench", "train"],
         ["data", "build"],
         ["data", "import"],
         ["evaluate"],
         ["recipes"],
+        ["replay"],
         ["report"],
         ["serve"],
         ["train"],

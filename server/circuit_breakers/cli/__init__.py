@@ -5,6 +5,7 @@ at once.
 """
 
 from circuit_breakers.cli.apps import app
+from circuit_breakers.cli.auditing import audit_export, audit_prune, audit_verify, replay
 from circuit_breakers.cli.benchmarks import bench_serve, bench_train
 from circuit_breakers.cli.datasets import data_build, data_import
 from circuit_breakers.cli.evaluation import evaluate
@@ -13,6 +14,9 @@ from circuit_breakers.cli.training import recipes, report, train
 
 __all__ = [
     "app",
+    "audit_export",
+    "audit_prune",
+    "audit_verify",
     "bench_serve",
     "bench_train",
     "data_build",
@@ -20,6 +24,7 @@ __all__ = [
     "evaluate",
     "main",
     "recipes",
+    "replay",
     "report",
     "serve",
     "train",

@@ -11,7 +11,7 @@ import typer
 
 from circuit_breakers.errors import CircuitBreakersError, ConfigError
 
-__all__ = ["app", "bench_app", "data_app", "import_extra", "reported_errors"]
+__all__ = ["app", "audit_app", "bench_app", "data_app", "import_extra", "reported_errors"]
 
 app = typer.Typer(
     name="circuit-breakers",
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Training data.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure the guard's cost, and its training's.", no_args_is_help=True)
+audit_app = typer.Typer(help="The audit log of trips and acts.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
