@@ -34,6 +34,7 @@ _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 30.0
 _ADOPT_EVERY_S = 60.0
 _TRACES_EVERY_S = 1.0
+_GATHER_S = 0.1
 _PRUNE_EVERY_S = 3600.0
 _DAY_US = 86_400 * 1_000_000
 
@@ -225,8 +226,9 @@ class AuditWriter:
         elif retry_s:
             # What comes in during an outage does not hasten the next attempt.
             self._closing.wait(retry_s)
-        else:
-            self._to_store.wait(_TRACES_EVERY_S)
+        elif self._to_store.wait(_TRACES_EVERY_S):
+            # They are safe in the spool; ten in one transaction cost what one does.
+            self._closing.wait(_GATHER_S)
         self._to_store.clear()
 
     def _adopt(self) -> None:

@@ -156,6 +156,19 @@ def without_doubles(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+@FEW
+@given(seq=st.integers(1, NUM_ROWS - 1))
+def test_a_row_with_a_digest_of_its_own_shows_in_the_row_behind(log: Path, seq: int) -> None:
+    forger = Forger(log)
+    rows = forger.rows()
+    rows[seq - 1]["key_id"] = "someone-else"
+    rows[seq - 1]["hash"] = digest(rows[seq - 1])
+    forger.rewrite(rows)
+    (finding,) = forger.verify().findings
+    assert finding.seq == seq + 1
+    assert finding.problem == f"does not follow row {seq}; one of the two was replaced"
+
+
 def test_a_chain_that_was_made_anew_shows_with_a_key_only(log: Path) -> None:
     def forged() -> Forger:
         forger = Forger(log)

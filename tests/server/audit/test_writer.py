@@ -56,8 +56,10 @@ class Site:
 
     def hold(self) -> sqlite3.Connection:
         """Locks the database, as an outage of it."""
-        AuditStore(url(self.database)).set_up()
-        holder = sqlite3.connect(self.database, isolation_level=None)
+        store = AuditStore(url(self.database), patient=True)
+        store.set_up()
+        store.close()
+        holder = sqlite3.connect(self.database, isolation_level=None, timeout=WAIT_S)
         holder.execute("BEGIN EXCLUSIVE")
         return holder
 
@@ -202,15 +204,18 @@ def kill_at_work(site: Site, *, held: bool) -> list[str]:
         text=True,
     )
     assert process.stdout is not None
-    ids = [process.stdout.readline().strip() for _ in range(20)]
-    holder = site.hold()
-    ids += [process.stdout.readline().strip() for _ in range(20)]
-    if not held:
-        holder.close()
-        ids += [process.stdout.readline().strip() for _ in range(20)]
-    os.kill(process.pid, signal.SIGKILL)
-    ids += process.stdout.read().split()
-    process.stdout.close()
+    lines = process.stdout
+    try:
+        ids = [lines.readline().strip() for _ in range(20)]
+        holder = site.hold()
+        ids += [lines.readline().strip() for _ in range(20)]
+        if not held:
+            holder.close()
+            ids += [lines.readline().strip() for _ in range(20)]
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+    ids += lines.read().split()
+    lines.close()
     process.wait()
     holder.close()
     return ids
