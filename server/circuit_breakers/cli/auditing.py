@@ -102,13 +102,25 @@ def audit_prune(
     db: Db = None,
     url: Url = None,
     key_file: KeyFiles = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Although the log does not verify.")
+    ] = False,
 ) -> None:
     """Take old rows and score traces out; what stays is still one chain, and says that they went.
 
-    A signed log needs its key: the row that tells of the pruning is signed too.
+    A signed log needs its key: the row that tells of the pruning is signed too. A log that does not
+    verify is left as it is, as what was done to it would be gone.
     """
+    verify_rows = import_extra("circuit_breakers.audit.verification", extra="serve").verify_rows
+    chain = import_extra("circuit_breakers.audit.chain", extra="serve")
     with _store(db, url, key_file) as store:
         store.set_up()
+        found = verify_rows(store.rows(), chain.Signer.from_files(key_file or []))
+        if found.findings and not force:
+            raise ConfigError(
+                f"the log does not verify ({found.findings[0]}), nothing was taken out; see "
+                "`audit verify`, export it, then give --force"
+            )
         now_us = import_extra("circuit_breakers.audit.entry", extra="serve").now_us
         gone = store.prune(now_us() - int(older_than_days * _DAY_US))
     typer.echo(f"ok: {gone.num_entries} rows and {gone.num_traces} score traces taken out")

@@ -113,6 +113,16 @@ def test_pruning_keeps_the_log_verifiable(tmp_path: Path) -> None:
     assert "pruned: rows up to 3 were taken out, as the log says" in result.stdout
 
 
+def test_pruning_does_not_do_away_with_the_signs_of_a_change(log: Path) -> None:
+    change(log, "UPDATE audit_log SET score = 0 WHERE seq = 3")
+    prune = ["audit", "prune", "--db", str(log), "--older-than-days", "0"]
+    refused = runner.invoke(app, prune)
+    assert refused.exit_code == 1
+    assert "row 3: was changed), nothing was taken out" in refused.stderr
+    assert runner.invoke(app, ["audit", "verify", "--db", str(log)]).exit_code == 1
+    assert runner.invoke(app, [*prune, "--force"]).exit_code == 0
+
+
 def test_replay_counts_what_another_threshold_would_do(log: Path) -> None:
     store = AuditStore(url(log))
     store.add_traces([trace(peaks={"completion": {"p": peak}}) for peak in (0.0, 1.0, 2.0, 3.0)])
