@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.fluency import LanguageModel, Loss, perplexities
-from circuit_breakers_training.render import render_all
+from circuit_breakers_training.render import Rendered, render_all
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt2"])
@@ -31,6 +31,17 @@ def test_losses_equal_those_of_single_rows(
         chosen = log_prob[range(len(row.ids) - start), row.ids[start:]]
         assert loss.num_tokens == len(row.ids) - start
         assert loss.nats == pytest.approx(-chosen.sum().item(), rel=1e-4)
+
+
+def test_rows_without_a_response_or_a_prompt_lose_nothing(tiny_llama: Path) -> None:
+    model = LanguageModel(tiny_llama)
+    nothing = Rendered(ids=(2, 5, 6), num_prompt_tokens=3)
+    assert model.losses([nothing, nothing]) == [Loss(0.0, 0)] * 2
+    # The very first token has nothing that it could be predicted from.
+    (loss,) = model.losses([Rendered(ids=(2, 5, 6), num_prompt_tokens=0)])
+    assert loss.num_tokens == 2
+    (known,) = model.losses([Rendered(ids=(2, 5, 6), num_prompt_tokens=1)])
+    assert loss.nats == pytest.approx(known.nats)
 
 
 def test_continuations_do_not_depend_on_the_batch(tiny_llama: Path) -> None:

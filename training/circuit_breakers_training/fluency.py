@@ -61,9 +61,15 @@ class LanguageModel:
             batch, order = order[-size:], order[:-size]
             padded = pad_rows([rows[i] for i in batch], ["response"] * len(batch))
             ids_BT = padded.ids_BT.to(self._device)
-            # The first response token is predicted at the last prompt token.
-            target_BT, mask_BT = ids_BT[:, 1:], padded.mask_BT[:, 1:].to(self._device)
-            logit_BTV = self._model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+            # The first response token is predicted at the last prompt token. Logits before the
+            # first such place in the batch would be most of the work, and are of no use.
+            first = min(rows[i].num_prompt_tokens for i in batch)
+            num_kept = min(max(ids_BT.shape[1] - first, 1), ids_BT.shape[1] - 1)
+            target_BT = ids_BT[:, -num_kept:]
+            mask_BT = padded.mask_BT[:, -num_kept:].to(self._device)
+            logit_BTV = self._model(
+                input_ids=ids_BT, use_cache=False, logits_to_keep=num_kept + 1
+            ).logits[:, :-1]
             nats_BT = torch.nn.functional.cross_entropy(
                 logit_BTV.transpose(1, 2).float(), target_BT, reduction="none"
             )
