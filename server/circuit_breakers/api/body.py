@@ -11,6 +11,8 @@ from circuit_breakers.api.errors import ApiError
 
 __all__ = ["parse_json_object", "read_json_object"]
 
+_GONE = object()
+
 
 async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
     """The request's body as a JSON object.
@@ -30,7 +32,7 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
 
 
 def parse_json_object(raw: bytes) -> dict[str, Any]:
-    """`raw` as a JSON object whose strings are all valid Unicode.
+    """`raw` as a JSON object whose keys are there once and whose strings are valid Unicode.
 
     Raises:
         ApiError: 400, saying where it goes wrong.
@@ -40,7 +42,7 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as e:
         raise _invalid(f"the body is not UTF-8: {e.reason} at byte {e.start}") from e
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int)
+        value = json.loads(text, **_STRICT)
         if "\\ud" in text or "\\uD" in text:
             # "\ud800" alone is valid JSON and no text; a tokenizer would fail on it.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -67,6 +69,16 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    # Which one counts is up to the reader; a filter in front may have read the other.
+    if len(value) != len(pairs):
+        # Taken out once each, the keys that are left were there before.
+        twice = next(name for name, _ in pairs if value.pop(name, _GONE) is _GONE)
+        raise _invalid(f"the key {twice[:64]!r} is there twice; send it once")
+    return value
+
+
 def _parse_int(digits: str) -> int:
     value = int(digits)
     # vLLM would take it in, and fail on it only after it has made room for the request.
@@ -77,6 +89,13 @@ def _parse_int(digits: str) -> int:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+_STRICT: dict[str, Any] = {
+    "object_pairs_hook": _unique,
+    "parse_constant": _refuse_constant,
+    "parse_int": _parse_int,
+}
 
 
 def _invalid(message: str) -> ApiError:
