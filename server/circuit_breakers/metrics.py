@@ -15,11 +15,28 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from circuit_breakers.artifact.manifest import Manifest
 from circuit_breakers.guard.decision import GuardReport, Mode, Phase
 
-__all__ = ["GuardMetrics", "Outcome", "leaked_tokens", "was_stopped"]
+__all__ = [
+    "GuardMetrics",
+    "LoadMetrics",
+    "Outcome",
+    "Refusal",
+    "leaked_tokens",
+    "was_stopped",
+]
 
 Outcome = Literal["ok", "tripped_prompt", "tripped_completion", "rejected", "aborted", "error"]
 """How a completion request ended: rejected is the client's fault, error the server's, aborted a
 client that went away."""
+Refusal = Literal[
+    "rate_limit_exceeded",
+    "queue_full",
+    "queue_timeout",
+    "request_timeout",
+    "request_too_large",
+    "body_timeout",
+    "shutting_down",
+]
+"""Which limit a request met; the same word as the `code` of its error."""
 
 _SCORE_BUCKETS = (-16, -12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12, 16)
 _INDEX_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -195,3 +212,39 @@ class GuardMetrics:
     def record_faults(self, *, num_unscored: int, num_leaked: int) -> None:
         self._unscored.inc(num_unscored)
         self._leaked.inc(num_leaked)
+
+
+class LoadMetrics:
+    """What the limits do; a request that is refused on arrival shows here alone."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        num_running: Callable[[], int],
+        num_waiting: Callable[[], int],
+    ) -> None:
+        prefix = "circuit_breakers_"
+        running = Gauge(
+            f"{prefix}running_requests",
+            "Requests that the server lets run, the rest of their answer included.",
+            registry=registry,
+        )
+        running.set_function(num_running)
+        waiting = Gauge(
+            f"{prefix}waiting_requests",
+            "Requests that wait for their body or for a place to run.",
+            registry=registry,
+        )
+        waiting.set_function(num_waiting)
+        self._refused = Counter(
+            f"{prefix}refused_requests",
+            "Requests that a limit turned away or ended, by error code.",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in get_args(Refusal):
+            self._refused.labels(reason)
+
+    def record_refusal(self, reason: Refusal) -> None:
+        self._refused.labels(reason).inc()

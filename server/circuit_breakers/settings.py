@@ -78,10 +78,30 @@ class ServeSettings(BaseSettings):
     """vLLM's parser for the model's tool calls, e.g. hermes; None refuses requests with tools."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """Largest request body, in bytes; a larger one is refused with 413."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 30
+    """Seconds that a client may take to send a body (408), to send a head, or to take what it is
+    sent (the connection ends)."""
     max_choices: Annotated[int, Field(ge=1)] = 16
     """Largest number of completions that one request may ask for: prompts times `n`."""
-    shutdown_timeout_s: Annotated[int, Field(ge=0)] = 10
-    """Seconds that running requests get to finish after SIGTERM."""
+    max_concurrent_requests: Annotated[int, Field(ge=1)] = 1024
+    """Requests that run at once; further ones wait. vLLM's largest default batch."""
+    max_queued_requests: Annotated[int, Field(ge=0)] = 256
+    """Requests that wait; a further one is refused with 503."""
+    max_concurrent_requests_per_key: Annotated[int, Field(ge=1)] | None = None
+    """Requests of one key that run at once; further ones wait. None is no limit of its own."""
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Rate of one key, and how many may come at once after a quiet minute; a further one is
+    refused with 429. None is no limit."""
+    request_timeout_s: Annotated[float, Field(gt=0)] = 1800
+    """Seconds from a request's arrival to the end of its answer; then it is ended with 504, or
+    with an error event in its stream. Waiting counts."""
+    drain_delay_s: Annotated[float, Field(ge=0)] = 0
+    """Seconds after SIGTERM in which requests are still taken while /readyz already fails, for
+    load balancers to notice."""
+    shutdown_timeout_s: Annotated[int, Field(ge=0)] = 25
+    """Seconds from the end of the drain delay to the end of the process; Kubernetes gives 30 for
+    both. Running requests have them less 5, in which the engine stops; those that last longer end
+    with an error."""
     audit_db: Path | None = None
     """SQLite file of the audit log, made if it is missing; None keeps no log, as a record of who
     tripped when, and for how long it is kept, is the operator's to decide."""

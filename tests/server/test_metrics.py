@@ -18,7 +18,7 @@ from circuit_breakers.artifact.manifest import (
     ProbeSpec,
 )
 from circuit_breakers.guard.decision import GuardReport
-from circuit_breakers.metrics import GuardMetrics, leaked_tokens, was_stopped
+from circuit_breakers.metrics import GuardMetrics, LoadMetrics, leaked_tokens, was_stopped
 
 
 def report(**changes: Any) -> GuardReport:
@@ -160,3 +160,20 @@ def test_an_unscored_token_stops_in_observe_mode_too() -> None:
     observed = report(**TRIP | {"mode": "observe"})
     assert not was_stopped(observed)
     assert was_stopped(report(**TRIP | {"mode": "observe", "num_unscored": 1}))
+
+
+def test_load_is_read_at_scrape_and_refusals_start_at_zero(registry: CollectorRegistry) -> None:
+    load = {"running": 3, "waiting": 2}
+    metrics = LoadMetrics(
+        registry, num_running=lambda: load["running"], num_waiting=lambda: load["waiting"]
+    )
+    load["waiting"] = 5
+    assert registry.get_sample_value("circuit_breakers_running_requests") == 3
+    assert registry.get_sample_value("circuit_breakers_waiting_requests") == 5
+    text = generate_latest(registry).decode()
+    refused = [x for x in text.splitlines() if x.startswith("circuit_breakers_refused_requests_t")]
+    assert len(refused) == 7  # the reasons that Refusal lists
+    assert all(line.endswith(" 0.0") for line in refused)
+    metrics.record_refusal("queue_full")
+    labels = {"reason": "queue_full"}
+    assert registry.get_sample_value("circuit_breakers_refused_requests_total", labels) == 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
@@ -21,7 +21,9 @@ from circuit_breakers.api.admin import add_admin_routes
 from circuit_breakers.api.completions import complete
 from circuit_breakers.api.describe import breaker_json, models_json
 from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.exact_path import ExactPath
 from circuit_breakers.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, FieldRules
+from circuit_breakers.api.governed_route import GovernedRoute
 from circuit_breakers.api.service import Service, service_of
 from circuit_breakers.settings import ServeSettings
 
@@ -52,19 +54,23 @@ def create_app(
     _add_models(app)
     _add_probes(app)
     _add_error_handlers(app)
+    app.add_middleware(ExactPath)
     return app
 
 
 def add_guarded_routes(app: FastAPI) -> None:
     """Adds the routes that every guarded server has, and the answer to their errors."""
+    governed = APIRouter(route_class=GovernedRoute)
 
-    @app.post("/v1/chat/completions", openapi_extra=_body(CHAT_FIELDS), response_model=None)
+    @governed.post("/v1/chat/completions", openapi_extra=_body(CHAT_FIELDS), response_model=None)
     async def chat_completions(request: Request) -> Response:
         return await complete("chat", request)
 
-    @app.post("/v1/completions", openapi_extra=_body(COMPLETION_FIELDS), response_model=None)
+    @governed.post("/v1/completions", openapi_extra=_body(COMPLETION_FIELDS), response_model=None)
     async def completions(request: Request) -> Response:
         return await complete("completion", request)
+
+    app.include_router(governed)
 
     @app.get("/v1/breaker")
     async def breaker(request: Request) -> JSONResponse:

@@ -23,11 +23,13 @@ from starlette.types import Receive, Scope, Send
 from circuit_breakers.api.accounting import RequestRecord
 from circuit_breakers.api.body import read_json_object
 from circuit_breakers.api.errors import ApiError, prompt_tripped
+from circuit_breakers.api.governed_route import ticket_of
 from circuit_breakers.api.responses import DONE, add_guard, event_error, guard_stream, is_error
 from circuit_breakers.api.service import service_of
 from circuit_breakers.engine.guarded import GuardSession, guard_session
 
 if TYPE_CHECKING:
+    from circuit_breakers.api.admission import Ticket
     from circuit_breakers.api.serving import Call, Endpoint, Serving
 
 __all__ = ["complete"]
@@ -57,7 +59,7 @@ async def complete(endpoint: Endpoint, request: Request) -> Response:
         record.request_id, record.model = call.shape.id, call.shape.model
         with guard_session() as session:
             record.session = session
-            opened = await _unless_gone(request, _open(serving, call, session))
+            opened = await _unless_gone(request, _open(serving, call, session, ticket_of(request)))
     except ApiError as error:
         record.fail(error)
         error.headers["X-Request-Id"] = record.request_id
@@ -90,13 +92,14 @@ class _OpenStream:
 
 
 async def _open(
-    serving: Serving, call: Call, session: GuardSession
+    serving: Serving, call: Call, session: GuardSession, ticket: Ticket
 ) -> dict[str, Any] | _OpenStream:
     """A whole response, or a stream as soon as the verdict on every prompt is known.
 
     Raises:
         ApiError: 400 content_filter for a prompt that tripped, or what went wrong before an answer.
     """
+    await ticket.start()
     result = await serving.start(call)
     if isinstance(result, dict):
         _refuse_tripped_prompt(call, session)
@@ -148,6 +151,10 @@ class _Delivery:
                 self._record.complete(self._call.usage())
             yield event
 
+    def fail(self) -> None:
+        """Counts a stream that the server broke off."""
+        self._record.finish("error")
+
     async def close(self) -> None:
         """Aborts what is still being generated; after the end it changes nothing."""
         self._record.finish("aborted")
@@ -174,6 +181,10 @@ class _EventResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            # A limit ended it; a client that goes away ends it without an exception.
+            self._delivery.fail()
+            raise
         finally:
             await self._delivery.close()
 

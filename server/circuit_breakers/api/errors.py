@@ -2,7 +2,8 @@
 
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
-`type` is invalid_request_error below 500 and server_error from there on. A prompt that trips is
+`type` is invalid_request_error below 500 (requests for a 429, as OpenAI names the limit that was
+met) and server_error from there on. A prompt that trips is
 answered like one of OpenAI's own content filters: 400 with code content_filter, plus the guard
 report.
 """
@@ -25,6 +26,7 @@ _CODE_BY_STATUS = {
     501: "not_implemented",
     503: "unavailable",
 }
+_TYPE_BY_STATUS = {429: "requests"}
 
 
 class ApiError(CircuitBreakersError):
@@ -49,9 +51,10 @@ class ApiError(CircuitBreakersError):
 
     def to_json(self) -> dict[str, Any]:
         """The body of the response."""
+        default = "invalid_request_error" if self.status < 500 else "server_error"
         error: dict[str, Any] = {
             "message": str(self),
-            "type": "invalid_request_error" if self.status < 500 else "server_error",
+            "type": _TYPE_BY_STATUS.get(self.status, default),
             "param": self.param,
             "code": self.code,
         }

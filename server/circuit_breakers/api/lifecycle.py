@@ -1,7 +1,8 @@
 """From settings to a server that answers, and back down again.
 
     bind the port -> answer /livez -> model, breaker, memory -> engine -> canaries -> ready
-    SIGTERM -> not ready -> drain -> stop
+    SIGTERM -> not ready -> drain delay -> refuse new requests, let running ones end -> stop
+    second SIGTERM -> stop at once
 
 The port is bound first: a taken one fails at once, and probes are answered while the model loads.
 Whatever fails on the way ends the process with one message.
@@ -16,15 +17,17 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
-from typing import Any
+import threading
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from types import FrameType
+from typing import Any, NoReturn
 
 import psutil
-import uvicorn
 from prometheus_client import REGISTRY
 
 from circuit_breakers.api.app import create_app
+from circuit_breakers.api.connection import http_server
 from circuit_breakers.api.preflight import (
     available_memory_bytes,
     bind,
@@ -49,6 +52,9 @@ _HEAVY_MODULES = (
     "circuit_breakers.api.serving",
 )
 """Imported off the event loop, which keeps answering probes."""
+_STOP_S = 5.0
+"""Of the shutdown time: for the last events of streams, and for the engine to stop."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
@@ -61,8 +67,14 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
     """
     _configure_logging(settings)
     listener = bind(settings.host, settings.port)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, listener, say))
+    # A thread, since the engine's shutdown blocks the event loop.
+    deadline = threading.Timer(settings.shutdown_timeout_s, _end_in_time)
+    deadline.daemon = True
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings, listener, say, deadline))
+    finally:
+        deadline.cancel()
 
 
 def load_parts(settings: ServeSettings) -> tuple[ResolvedModel, Breaker]:
@@ -87,24 +99,18 @@ def load_parts(settings: ServeSettings) -> tuple[ResolvedModel, Breaker]:
 
 
 async def _serve(
-    settings: ServeSettings, listener: socket.socket, say: Callable[[str], None]
+    settings: ServeSettings,
+    listener: socket.socket,
+    say: Callable[[str], None],
+    deadline: threading.Timer,
 ) -> None:
     app = create_app(settings, REGISTRY)
     service: Service = app.state.service
     service.trail = open_trail(settings, service.metrics)
-    server = _HttpServer(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.shutdown_timeout_s,
-        )
-    )
+    server = http_server(app, timeout_s=settings.body_timeout_s)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, _stop, stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
     async with AsyncExitStack() as stack:
@@ -117,6 +123,10 @@ async def _serve(
                 await starting
                 say(_ready_lines(service, listener))
                 await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+                service.leave()
+                await asyncio.sleep(settings.drain_delay_s)
+                deadline.start()
+                await _drain(service)
         finally:
             service.wait_for("shutting down")
             server.should_exit = True
@@ -125,12 +135,43 @@ async def _serve(
             stopping.cancel()
 
 
-class _HttpServer(uvicorn.Server):
-    """Leaves the signals alone: uvicorn would raise them again, past the engine's shutdown."""
+async def _drain(service: Service) -> None:
+    """Returns when no request is left, at the latest when the time for them is over."""
+    admission = service.admission
+    # The port stays open: who comes now is told to go elsewhere.
+    admission.close()
+    try:
+        async with asyncio.timeout(max(0.0, service.settings.shutdown_timeout_s - _STOP_S)):
+            await admission.empty()
+    except TimeoutError:
+        logger.warning("ending %d requests that outlast the shutdown", admission.num_inside)
+        admission.end_all()
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+
+def _stop(stop: asyncio.Event) -> None:
+    stop.set()
+    for number in _SIGNALS:
+        # From now on past the event loop, which the engine's shutdown blocks.
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, _end_at_once)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    _end(128 + number)
+
+
+def _end_in_time() -> NoReturn:
+    # All requests have been answered, to their end or with an error.
+    logger.warning("ending the engine, which outlasts the shutdown")
+    _end(0)
+
+
+def _end(exit_code: int) -> NoReturn:
+    """Ends the processes of the engine and this one, whatever they are doing."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(exit_code)
 
 
 async def _start(service: Service, settings: ServeSettings, stack: AsyncExitStack) -> None:

@@ -8,9 +8,10 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry
 
 from circuit_breakers.api.accounting import RequestRecord
+from circuit_breakers.api.admission import Admission, Limits
 from circuit_breakers.api.errors import ApiError, not_ready
 from circuit_breakers.api.trail import AuditTrail
-from circuit_breakers.metrics import GuardMetrics
+from circuit_breakers.metrics import GuardMetrics, LoadMetrics
 from circuit_breakers.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -28,8 +29,19 @@ class Service:
         self.metrics = GuardMetrics(registry, model=settings.model_name)
         self.trail = AuditTrail()
         """Way into the audit log; replaced before `attach` where one is kept."""
+        self.admission = Admission(
+            max_concurrent=settings.max_concurrent_requests,
+            max_queued=settings.max_queued_requests,
+        )
+        self.limits = Limits.from_settings(settings)
+        self.load_metrics = LoadMetrics(
+            registry,
+            num_running=lambda: self.admission.num_running,
+            num_waiting=lambda: self.admission.num_waiting,
+        )
         self._serving: Serving | None = None
         self._waiting_for: str | None = "starting"
+        self._is_leaving = False
 
     def wait_for(self, what: str) -> None:
         """Names the step of the start that is under way; not ready until it is done."""
@@ -54,6 +66,10 @@ class Service:
         """The entry that one completion request makes when it ends."""
         return RequestRecord(self.metrics, self.trail, model=self.settings.model_name)
 
+    def leave(self) -> None:
+        """Not ready from now on, for load balancers; requests are still served."""
+        self._is_leaving = True
+
     @property
     def dead(self) -> bool:
         """The engine was there and died; only a restart helps."""
@@ -61,9 +77,11 @@ class Service:
 
     @property
     def reason(self) -> str | None:
-        """Why requests are refused; None when they are not."""
+        """Why no request should be sent here; None when they may."""
         if self.dead:
             return "the engine died, restart the server"
+        if self._is_leaving:
+            return "shutting down"
         return self._waiting_for
 
     def serving(self) -> Serving:

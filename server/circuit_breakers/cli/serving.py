@@ -82,11 +82,34 @@ def serve(
     max_body_bytes: Annotated[
         int | None, typer.Option(help="Largest request body, in bytes. [4 MiB]")
     ] = None,
+    body_timeout_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds for a client to send a request, or take its answer. [30]"),
+    ] = None,
     max_choices: Annotated[
         int | None, typer.Option(help="Completions of one request: prompts times n. [16]")
     ] = None,
+    max_concurrent_requests: Annotated[
+        int | None, typer.Option(help="Requests that run at once. [1024]")
+    ] = None,
+    max_queued_requests: Annotated[
+        int | None, typer.Option(help="Requests that wait; the next one gets 503. [256]")
+    ] = None,
+    max_concurrent_requests_per_key: Annotated[
+        int | None, typer.Option(help="Requests of one key that run at once. [no limit]")
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="Rate of one key; the next one gets 429. [no limit]")
+    ] = None,
+    request_timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds until a request is ended with 504. [1800]")
+    ] = None,
+    drain_delay_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds from failing /readyz to refusing requests, at SIGTERM. [0]"),
+    ] = None,
     shutdown_timeout_s: Annotated[
-        int | None, typer.Option(help="Seconds to finish requests after SIGTERM. [10]")
+        int | None, typer.Option(help="Seconds to finish requests and stop, after that. [25]")
     ] = None,
     audit_db: Annotated[
         Path | None, typer.Option(help="SQLite file of the audit log. [no log]")

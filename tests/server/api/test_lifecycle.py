@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import psutil
@@ -111,3 +116,89 @@ def test_the_ready_line_says_how_to_try_the_server(server: Server) -> None:
         ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True
     )
     assert '"object":"chat.completion"' in answer.stdout
+
+
+class ScriptedProcess(NamedTuple):
+    """`serve` with a script for an engine (scripted.py): what ends it is all real."""
+
+    process: subprocess.Popen[str]
+    http: httpx.Client
+
+    def stream(self, **script: Any) -> Any:
+        body = {"stream": True, **script}
+        return self.http.stream("POST", "/v1/chat/completions", json=body)
+
+    def wait_until(self, status: int, method: str, path: str) -> httpx.Response:
+        """The first answer with this status."""
+        deadline = time.monotonic() + 20
+        while True:
+            # A connection of its own: those of a server that stops are closed.
+            response = httpx.request(method, self.http.base_url.join(path), json={})
+            if response.status_code == status:
+                return response
+            assert time.monotonic() < deadline, response.text
+            time.sleep(0.02)
+
+
+@contextmanager
+def scripted_process(*arguments: str) -> Iterator[ScriptedProcess]:
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("scripted.py")), "--port", "0", *arguments],
+        env=server_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = f"http://127.0.0.1:{json.loads(process.stdout.readline())}"
+            with httpx.Client(base_url=url, timeout=30) as http:
+                yield ScriptedProcess(process, http)
+        finally:
+            process.kill()
+
+
+def test_at_sigterm_readiness_fails_first_and_running_streams_end_whole() -> None:
+    with scripted_process("--drain-delay-s", "0.5", "--shutdown-timeout-s", "30") as server:
+        with server.stream(num_events=40, pause_s=0.05) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            reason = server.wait_until(503, "GET", "/readyz").json()["reason"]
+            assert reason == "shutting down"
+            # In the delay requests are taken, for those who have not noticed yet.
+            assert server.wait_until(200, "POST", "/v1/chat/completions").json()["choices"]
+            refused = server.wait_until(503, "POST", "/v1/chat/completions")
+            assert refused.json()["error"]["code"] == "shutting_down"
+            assert refused.headers["retry-after"] == "5"
+            assert refused.headers["connection"] == "close"
+            assert httpx.get(server.http.base_url.join("/livez")).status_code == 200
+            said = [line for line in lines if line]
+        assert len(said) == 40  # 39 more events, and:
+        assert said[-1] == "data: [DONE]"
+        assert server.process.wait(20) == 0
+
+
+def test_a_stream_that_outlasts_the_shutdown_ends_with_an_error() -> None:
+    with scripted_process("--shutdown-timeout-s", "2") as server:
+        with server.stream(num_events=10_000, pause_s=0.05) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            said = [line for line in lines if line]
+        assert json.loads(said[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
+        assert "data: [DONE]" not in said
+        assert server.process.wait(20) == 0
+
+
+def test_a_second_sigterm_ends_at_once() -> None:
+    endless: dict[str, Any] = {"num_events": 10_000, "pause_s": 0.05}
+    with (
+        scripted_process("--shutdown-timeout-s", "600") as server,
+        server.stream(**endless) as response,
+    ):
+        lines = response.iter_lines()  # kept, or the connection would be closed
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_until(503, "GET", "/readyz")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 128 + signal.SIGTERM
