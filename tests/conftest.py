@@ -1,8 +1,11 @@
-"""Fixtures of general use: the offline environment and the real built-in model."""
+"""Fixtures of general use: the offline environment, the real built-in model and a real server."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports huggingface_hub, torch or vllm, which read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,8 +17,40 @@ import pytest
 
 from circuit_breakers.models import ResolvedModel, resolve_model
 
+if TYPE_CHECKING:
+    from .server.api.conftest import Server
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> ResolvedModel:
     """SmolLM2-135M-Instruct, converted once into the user's model cache and shared by all runs."""
     return resolve_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def word_breaker(smollm2: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from .server.api.breaker_for_words import write_word_breaker
+
+    out = tmp_path_factory.mktemp("breaker") / "words"
+    return write_word_breaker(out, smollm2).path
+
+
+@pytest.fixture(scope="session")
+def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server in enforce mode, one for all tests of a run; its end is checked too."""
+    import psutil
+
+    from .server.api.conftest import Server
+
+    server = Server(
+        word_breaker, tmp_path_factory.mktemp("enforce"), "--tool-call-parser", "hermes"
+    )
+    try:
+        server.wait_until_ready()
+        yield server
+        children = server.children()
+    finally:
+        exit_code = server.stop()
+    assert exit_code == 0, server.err.read_text()[-3000:]
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive, "the engine outlived its server"

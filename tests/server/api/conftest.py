@@ -1,4 +1,4 @@
-"""Real servers as subprocesses, each started once for all API tests, on a breaker for words."""
+"""Real servers as subprocesses, on a breaker for words; the one in enforce mode is all tests'."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 from circuit_breakers.models import ResolvedModel
 
-from .breaker_for_words import LOOSE_FPR, write_rank_1_adapter, write_word_breaker
+from .breaker_for_words import LOOSE_FPR, write_rank_1_adapter
 
 MODEL = "smollm2-135m-instruct"
 LORA = "style"
@@ -106,29 +106,6 @@ def _sorted_labels(name: str) -> str:
     bare, _, labels = name.partition("{")
     pairs = sorted(re.findall(r'\w+="[^"]*"', labels))
     return f"{bare}{{{','.join(pairs)}}}" if pairs else bare
-
-
-@pytest.fixture(scope="session")
-def word_breaker(smollm2: ResolvedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("breaker") / "words"
-    return write_word_breaker(out, smollm2).path
-
-
-@pytest.fixture(scope="session")
-def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server in enforce mode; its end is checked too."""
-    server = Server(
-        word_breaker, tmp_path_factory.mktemp("enforce"), "--tool-call-parser", "hermes"
-    )
-    try:
-        server.wait_until_ready()
-        yield server
-        children = server.children()
-    finally:
-        exit_code = server.stop()
-    assert exit_code == 0, server.err.read_text()[-3000:]
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive, "the engine outlived its server"
 
 
 @pytest.fixture(scope="module")
