@@ -83,6 +83,8 @@ class ServeSettings(BaseSettings):
     sent (the connection ends)."""
     max_choices: Annotated[int, Field(ge=1)] = 16
     """Largest number of completions that one request may ask for: prompts times `n`."""
+    azure_annotations: bool = False
+    """Azure's content_filter_results in the answers of chat completions and completions, too."""
     max_concurrent_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests that run at once; further ones wait. vLLM's largest default batch."""
     max_queued_requests: Annotated[int, Field(ge=0)] = 256

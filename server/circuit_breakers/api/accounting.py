@@ -47,7 +47,8 @@ class RequestRecord:
     def fail(self, error: ApiError) -> None:
         """The request was answered with an error."""
         if error.guard is not None:
-            self.finish("tripped_prompt")
+            in_answer = error.guard.phase == "completion"
+            self.finish("tripped_completion" if in_answer else "tripped_prompt")
         else:
             self.finish("rejected" if error.status < 500 else "error")
 

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from circuit_breakers.api.access import Caller, require_admin
 from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.openapi import reading
 from circuit_breakers.api.service import service_of
 from circuit_breakers.audit.entry import now_us
 from circuit_breakers.audit.whatif import CAVEATS, what_if
@@ -73,7 +74,7 @@ class WhatIfQuery(BaseModel):
 def add_admin_routes(app: FastAPI) -> None:
     """Adds the operators' routes; each refuses everybody else."""
 
-    @app.get("/v1/breaker/trips", openapi_extra=_parameters(TripQuery))
+    @app.get(**_querying("/v1/breaker/trips", "listTrips", "What has tripped.", TripQuery))
     async def trips(
         request: Request, caller: Annotated[Caller, Depends(require_admin)]
     ) -> JSONResponse:
@@ -81,7 +82,9 @@ def add_admin_routes(app: FastAPI) -> None:
         writer = _writer(request)
         return JSONResponse(await _off_the_loop(lambda: _trips_json(writer, query)))
 
-    @app.get("/v1/breaker/what-if", openapi_extra=_parameters(WhatIfQuery))
+    @app.get(
+        **_querying("/v1/breaker/what-if", "getWhatIf", "Trips under other rules.", WhatIfQuery)
+    )
     async def what_if_route(
         request: Request, caller: Annotated[Caller, Depends(require_admin)]
     ) -> JSONResponse:
@@ -97,6 +100,10 @@ def add_admin_routes(app: FastAPI) -> None:
         return JSONResponse(
             await _off_the_loop(lambda: _what_if_json(store, query, thresholds, breaker))
         )
+
+
+def _querying(path: str, operation: str, summary: str, query: type[BaseModel]) -> dict[str, Any]:
+    return reading(path, operation, summary) | {"openapi_extra": _parameters(query)}
 
 
 def _trips_json(writer: AuditWriter, query: TripQuery) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """The FastAPI app: a closed list of routes. What is not listed here does not exist.
 
-    POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /v1/breaker
+    POST /v1/chat/completions   POST /v1/completions   POST /v1/responses   POST /v1/messages
+    POST /v1/moderations   GET /v1/models   GET /v1/models/NAME   GET /v1/breaker
     GET /v1/breaker/trips   GET /v1/breaker/what-if (both for operators)
     GET /metrics   GET /livez   GET /readyz   GET /openapi.json
+
+Every route that generates or scores goes through `complete` (completions.py): what holds for all
+of them is done there.
 
 Importing this module is light: vLLM's serving classes come with the engine.
 """
@@ -10,7 +14,7 @@ Importing this module is light: vLLM's serving classes come with the engine.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -19,11 +23,11 @@ from starlette.exceptions import HTTPException
 
 from circuit_breakers.api.admin import add_admin_routes
 from circuit_breakers.api.completions import complete
-from circuit_breakers.api.describe import breaker_json, models_json
+from circuit_breakers.api.describe import breaker_json, model_json, models_json
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.exact_path import ExactPath
-from circuit_breakers.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, FieldRules
 from circuit_breakers.api.governed_route import GovernedRoute
+from circuit_breakers.api.openapi import describe, generating, probing, reading
 from circuit_breakers.api.service import Service, service_of
 from circuit_breakers.settings import ServeSettings
 
@@ -54,6 +58,7 @@ def create_app(
     _add_models(app)
     _add_probes(app)
     _add_error_handlers(app)
+    describe(app)
     app.add_middleware(ExactPath)
     return app
 
@@ -62,17 +67,31 @@ def add_guarded_routes(app: FastAPI) -> None:
     """Adds the routes that every guarded server has, and the answer to their errors."""
     governed = APIRouter(route_class=GovernedRoute)
 
-    @governed.post("/v1/chat/completions", openapi_extra=_body(CHAT_FIELDS), response_model=None)
+    @governed.post(**generating("chat", "/v1/chat/completions", "createChatCompletion", "Chat."))
     async def chat_completions(request: Request) -> Response:
         return await complete("chat", request)
 
-    @governed.post("/v1/completions", openapi_extra=_body(COMPLETION_FIELDS), response_model=None)
+    @governed.post(
+        **generating("completion", "/v1/completions", "createCompletion", "Continue a text.")
+    )
     async def completions(request: Request) -> Response:
         return await complete("completion", request)
 
+    @governed.post(**generating("response", "/v1/responses", "createResponse", "Respond."))
+    async def responses(request: Request) -> Response:
+        return await complete("response", request)
+
+    @governed.post(**generating("message", "/v1/messages", "createMessage", "Anthropic's chat."))
+    async def messages(request: Request) -> Response:
+        return await complete("message", request)
+
+    @governed.post(**generating(None, "/v1/moderations", "createModeration", "Score texts."))
+    async def moderations(request: Request) -> Response:
+        return await complete("moderation", request)
+
     app.include_router(governed)
 
-    @app.get("/v1/breaker")
+    @app.get(**reading("/v1/breaker", "getBreaker", "The breaker, and what it promises."))
     async def breaker(request: Request) -> JSONResponse:
         return JSONResponse(breaker_json(service_of(request).serving()))
 
@@ -80,29 +99,35 @@ def add_guarded_routes(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
-        return error.to_response()
+        return error.to_response(anthropic=request.url.path == "/v1/messages")
 
 
 def _add_models(app: FastAPI) -> None:
-    @app.get("/v1/models")
+    @app.get(**reading("/v1/models", "listModels", "The served model, and its LoRAs."))
     async def models(request: Request) -> JSONResponse:
         return JSONResponse(models_json(service_of(request).serving()))
 
+    @app.get(**reading("/v1/models/{model:path}", "retrieveModel", "One of the models.", "model"))
+    async def model(request: Request) -> JSONResponse:
+        # With slashes: names from the hub have one.
+        name = request.path_params["model"]
+        return JSONResponse(model_json(service_of(request).serving(), name))
+
 
 def _add_probes(app: FastAPI) -> None:
-    @app.get("/metrics")
+    @app.get(**probing("/metrics", "getMetrics", "Prometheus series, vLLM's included."))
     async def metrics(request: Request) -> Response:
         return Response(
             generate_latest(service_of(request).registry), media_type=CONTENT_TYPE_LATEST
         )
 
-    @app.get("/livez")
+    @app.get(**probing("/livez", "getLiveness", "Whether a restart would help."))
     async def livez(request: Request) -> JSONResponse:
         if service_of(request).dead:
             return JSONResponse({"status": "dead"}, status_code=503)
         return JSONResponse({"status": "live"})
 
-    @app.get("/readyz")
+    @app.get(**probing("/readyz", "getReadiness", "Whether requests are served."))
     async def readyz(request: Request) -> JSONResponse:
         reason = service_of(request).reason
         if reason is not None:
@@ -126,12 +151,3 @@ def _add_error_handlers(app: FastAPI) -> None:
             f"internal error ({type(error).__name__}); nothing of the answer was sent, try again",
             code="internal_error",
         ).to_response()
-
-
-def _body(fields: FieldRules) -> dict[str, Any]:
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": fields.json_schema()}},
-        }
-    }

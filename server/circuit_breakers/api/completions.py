@@ -1,4 +1,4 @@
-"""The two completion routes: one request, from its body to its answer, under the guard.
+"""The one way in: a request of any route that generates or scores, from its body to its answer.
 
     body -> fields -> vLLM's serving class -> GuardedEngine
                                                    |
@@ -11,9 +11,8 @@ plain HTTP 400 even where a stream was asked for.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -21,16 +20,20 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from circuit_breakers.api.accounting import RequestRecord
+from circuit_breakers.api.azure import AzureAnnotator
 from circuit_breakers.api.body import read_json_object
-from circuit_breakers.api.errors import ApiError, prompt_tripped
+from circuit_breakers.api.endpoints import Endpoint
+from circuit_breakers.api.errors import ApiError, prompt_tripped, stopped
 from circuit_breakers.api.governed_route import ticket_of
-from circuit_breakers.api.responses import DONE, add_guard, event_error, guard_stream, is_error
-from circuit_breakers.api.service import service_of
+from circuit_breakers.api.moderation import ChatModeration, ResponseModeration, moderation_request
+from circuit_breakers.api.moderations import moderate
+from circuit_breakers.api.service import Service, service_of
 from circuit_breakers.engine.guarded import GuardSession, guard_session
 
 if TYPE_CHECKING:
     from circuit_breakers.api.admission import Ticket
-    from circuit_breakers.api.serving import Call, Endpoint, Serving
+    from circuit_breakers.api.annotations import Annotator
+    from circuit_breakers.api.serving import Call, Serving
 
 __all__ = ["complete"]
 
@@ -44,8 +47,8 @@ class _ClientGoneError(Exception):
     """The client went away before there was an answer."""
 
 
-async def complete(endpoint: Endpoint, request: Request) -> Response:
-    """The answer to one completion request.
+async def complete(endpoint: Endpoint | Literal["moderation"], request: Request) -> Response:
+    """The answer to one request that generates or scores.
 
     Raises:
         ApiError: nothing of an answer was sent.
@@ -55,10 +58,18 @@ async def complete(endpoint: Endpoint, request: Request) -> Response:
     try:
         serving = service.serving()
         data = await read_json_object(request, service.settings.max_body_bytes)
-        call = serving.parse(endpoint, data, max_choices=service.settings.max_choices)
-        record.request_id, record.model = call.shape.id, call.shape.model
         with guard_session() as session:
             record.session = session
+            if endpoint == "moderation":
+                max_inputs = service.settings.max_choices
+                work = _moderate(serving, data, max_inputs, ticket_of(request))
+                body = await _unless_gone(request, work)
+                record.complete(None)
+                return JSONResponse(body, headers={"X-Request-Id": record.request_id})
+            call = serving.parse(endpoint, data, max_choices=service.settings.max_choices)
+            record.request_id = call.shape.id or record.request_id
+            record.model = call.shape.model
+            call.annotators = tuple(_annotators(call, data, serving, service, request))
             opened = await _unless_gone(request, _open(serving, call, session, ticket_of(request)))
     except ApiError as error:
         record.fail(error)
@@ -74,6 +85,37 @@ async def complete(endpoint: Endpoint, request: Request) -> Response:
         return _EventResponse(_Delivery(opened, call, session, record))
     record.complete(call.usage())
     return JSONResponse(opened, headers={"X-Request-Id": record.request_id})
+
+
+def _annotators(
+    call: Call, data: dict[str, Any], serving: Serving, service: Service, request: Request
+) -> Iterator[Annotator]:
+    """What the client asked for, and the operator, besides the guard's own report."""
+    breaker = serving.guarded.breaker.manifest.name
+    if (asked := moderation_request(data.get("moderation"), (breaker,))) is not None:
+        if asked.blocked_phases and serving.guarded.mode != "enforce":
+            raise ApiError(
+                400,
+                "moderation.policy: got mode 'block' on a server that observes, expected 'score': "
+                "it would stop nothing; ask for 'score', or start the server with --mode enforce",
+                code="unsupported_value",
+                param="moderation.policy",
+            )
+        kind = ResponseModeration if call.endpoint == "response" else ChatModeration
+        yield kind(breaker, call.shape.num_choices)
+    if service.settings.azure_annotations and call.endpoint in ("chat", "completion"):
+        yield AzureAnnotator(
+            num_choices=call.shape.num_choices,
+            choices_per_prompt=call.choices_per_prompt,
+            separate="api-version" in request.query_params,
+        )
+
+
+async def _moderate(
+    serving: Serving, data: dict[str, Any], max_inputs: int, ticket: Ticket
+) -> dict[str, Any]:
+    await ticket.start()
+    return await moderate(serving, data, max_inputs=max_inputs)
 
 
 class _OpenStream:
@@ -100,24 +142,25 @@ async def _open(
         ApiError: 400 content_filter for a prompt that tripped, or what went wrong before an answer.
     """
     await ticket.start()
-    result = await serving.start(call)
+    try:
+        result = await serving.start(call)
+    except ApiError:
+        _refuse_tripped_prompt(call, session)
+        if (report := session.stopped) is not None:
+            # Tool calls that broke off, which vLLM could not read.
+            raise stopped(report) from None
+        raise
     if isinstance(result, dict):
         _refuse_tripped_prompt(call, session)
-        return add_guard(result, session)
+        return call.format.whole(result, session, call)
     first: list[str] = []
-    unjudged = set(range(call.num_prompts))
+    prompts = set(range(call.num_prompts))
     try:
         async for event in result:
             _refuse_tripped_prompt(call, session)
-            if (error := event_error(event)) is not None:
-                raise error
             first.append(event)
-            if event == DONE:
-                break
-            # A choice that says something has a prompt that passed.
-            choices = json.loads(event.removeprefix("data: "))["choices"]
-            unjudged -= {call.prompt_of(choice["index"]) for choice in choices}
-            if not unjudged:
+            # Some formats say something before there is a prompt.
+            if call.format.is_end(event) or call.prompts_of(session.judged_choices()) >= prompts:
                 break
     except BaseException:
         await result.aclose()
@@ -140,16 +183,26 @@ class _Delivery:
         self._call = call
         self._record = record
         self.request_id = record.request_id
-        self._events = guard_stream(opened.events(), session, call.shape)
+        self._session = session
+        self._events = call.format.stream(opened.events(), session, call)
 
     async def events(self) -> AsyncIterator[str]:
-        async for event in self._events:
-            # Written before the client can know that the stream has ended.
-            if is_error(event):
+        num_events = 0
+        try:
+            async for event in self._events:
+                # Written before the client can know that the stream has ended.
+                if self._call.format.is_end(event):
+                    self._record.complete(self._call.usage())
+                yield event
+                num_events += 1
+        except ApiError as broken:
+            report = self._session.stopped
+            if report is None:
                 self._record.finish("error")
-            elif event == DONE:
-                self._record.complete(self._call.usage())
-            yield event
+            else:
+                self._record.complete(None)
+            error = broken if report is None else stopped(report)
+            yield self._call.format.error_event(error, num_events)
 
     def fail(self) -> None:
         """Counts a stream that the server broke off."""

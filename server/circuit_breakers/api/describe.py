@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from circuit_breakers.api.errors import ApiError
+
 if TYPE_CHECKING:
     from circuit_breakers.api.serving import Serving
 
-__all__ = ["breaker_json", "models_json"]
+__all__ = ["breaker_json", "model_json", "models_json"]
 
 
 def models_json(serving: Serving) -> dict[str, Any]:
@@ -29,6 +31,24 @@ def models_json(serving: Serving) -> dict[str, Any]:
             for name in names
         ],
     }
+
+
+def model_json(serving: Serving, name: str) -> dict[str, Any]:
+    """The body of GET /v1/models/NAME.
+
+    Raises:
+        ApiError: 404, there is no such model.
+    """
+    models: list[dict[str, Any]] = models_json(serving)["data"]
+    for model in models:
+        if model["id"] == name:
+            return model
+    raise ApiError(
+        404,
+        f"got model {name!r}, expected one of {', '.join(m['id'] for m in models)}",
+        code="model_not_found",
+        param="model",
+    )
 
 
 def breaker_json(serving: Serving) -> dict[str, Any]:

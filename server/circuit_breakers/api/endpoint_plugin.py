@@ -1,8 +1,10 @@
 """The guard in vLLM's own API server: an endpoint plugin that closes its list of routes.
 
     ours, in the place of vLLM's     POST /v1/chat/completions   POST /v1/completions
-    ours, new                        GET /v1/breaker, /v1/breaker/trips, /v1/breaker/what-if
-    vLLM's, on the guarded engine    /v1/responses   /v1/messages   /v1/chat/completions/batch
+                                     POST /v1/responses          POST /v1/messages
+    ours, new                        POST /v1/moderations        GET /v1/breaker
+                                     GET /v1/breaker/trips       GET /v1/breaker/what-if
+    vLLM's, on the guarded engine    POST /v1/chat/completions/batch
     vLLM's, without generation       models, tokenize, health, metrics, documentation
     everything else                  404
 
@@ -14,7 +16,6 @@ digests are checked and the canaries have run before the first request.
 from __future__ import annotations
 
 import atexit
-import json
 import re
 from argparse import Namespace
 from os import environ
@@ -24,11 +25,11 @@ from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from vllm.exceptions import VLLMClientError
 
 from circuit_breakers.api.admin import ADMIN_ROUTES
 from circuit_breakers.api.app import add_guarded_routes
 from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.openapi import describe
 from circuit_breakers.api.service import Service
 from circuit_breakers.api.trail import open_trail
 from circuit_breakers.engine import dropin
@@ -36,23 +37,23 @@ from circuit_breakers.engine.breaker_request import is_requested
 from circuit_breakers.engine.config import EngineGuardConfig
 from circuit_breakers.engine.guarded import GuardedEngine, GuardSession, guard_session
 from circuit_breakers.errors import ConfigError, NotReadyError
-from circuit_breakers.guard.decision import GuardReport
-from circuit_breakers.metrics import Outcome, was_stopped
+from circuit_breakers.metrics import Outcome
 from circuit_breakers.settings import load_settings
 
-__all__ = ["EndpointPlugin", "RouteGate", "StoppedError"]
+__all__ = ["EndpointPlugin", "RouteGate"]
 
-_OWN = ("POST /v1/chat/completions", "POST /v1/completions", "GET /v1/breaker", *ADMIN_ROUTES)
+_OWN = (
+    *("POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses"),
+    *("POST /v1/messages", "POST /v1/moderations", "GET /v1/breaker"),
+    *ADMIN_ROUTES,
+)
 _WITHOUT_GENERATION = (
     *("GET /health", "GET /ping", "POST /ping", "GET /load", "GET /version"),
     *("GET /v1/models", "POST /tokenize", "POST /detokenize", "GET /tokenizer_info"),
     "POST /v1/messages/count_tokens",
-    *("GET /v1/responses/[^/]+", "POST /v1/responses/[^/]+/cancel"),
     *("GET /metrics/?", "GET /openapi.json", "GET /docs", "GET /redoc", "GET /static/.*"),
 )
-_HAS_FINISH_REASON = ("POST /v1/chat/completions/batch",)
-_HAS_NONE = ("POST /v1/responses", "POST /v1/messages")
-"""Formats that would call a stopped answer a complete one: there a stop is an error."""
+_GENERATING = ("POST /v1/chat/completions/batch",)
 
 
 def _pattern(routes: tuple[str, ...]) -> re.Pattern[str]:
@@ -83,6 +84,7 @@ class EndpointPlugin:
         # vLLM tells its plugins nothing of the end.
         atexit.register(service.trail.close)
         add_guarded_routes(app)
+        describe(app)
         app.add_middleware(RouteGate, service=app.state.service)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -145,19 +147,6 @@ def _check_server_arguments(args: Namespace) -> None:
             )
 
 
-class StoppedError(ApiError, VLLMClientError):
-    """A stop on a route of vLLM's whose format has no word for it: 400, or the end of a stream."""
-
-    def __init__(self, report: GuardReport) -> None:
-        super().__init__(
-            400,
-            f"The {report.phase} was stopped by the circuit breaker. "
-            "Change the prompt and send it again.",
-            code="content_filter",
-            guard=report,
-        )
-
-
 class RouteGate:
     """Lets the listed routes through and answers 404 to all others, whoever added them.
 
@@ -165,8 +154,7 @@ class RouteGate:
     """
 
     _open = _pattern(_OWN + _WITHOUT_GENERATION)
-    _generating = _pattern(_HAS_FINISH_REASON + _HAS_NONE)
-    _stop_is_error = _pattern(_HAS_NONE)
+    _generating = _pattern(_GENERATING)
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -182,7 +170,7 @@ class RouteGate:
         if self._open.fullmatch(route):
             await self._app(scope, receive, send)
         elif self._generating.fullmatch(route):
-            await self._generate(route, scope, receive, send)
+            await self._generate(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -193,82 +181,36 @@ class RouteGate:
             )
             await error.to_response()(scope, receive, send)
 
-    async def _generate(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = self._service.new_record()
-        on_stop = StoppedError if self._stop_is_error.fullmatch(route) else None
-        with guard_session(on_stop) as session:
+        status = 500
+
+        async def noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+                headers.append((b"x-request-id", record.request_id.encode()))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        with guard_session() as session:
             record.session = session
-            answer = _Answer(send, session, record.request_id)
             try:
-                await self._app(scope, receive, answer.send)
+                await self._app(scope, receive, noting_status)
             except Exception:
-                if not answer.is_open_stream or (stop := _stop(session)) is None:
-                    record.finish("error")
-                    raise
-                # vLLM breaks a stream of /v1/responses off without a word.
-                await answer.end_with(stop)
+                record.finish("error")
+                raise
             except BaseException:
                 record.finish("aborted")
                 raise
-            record.finish(_outcome(session, answer.status))
-
-
-class _Answer:
-    """What a route of vLLM's sends, passed on as it comes."""
-
-    def __init__(self, send: Send, session: GuardSession, request_id: str) -> None:
-        self._send = send
-        self._session = session
-        self._request_id = request_id
-        self.status = 500
-        """Of the response; 500 before it starts."""
-        self.is_open_stream = False
-        """Events are under way, and their end has not been sent."""
-        self._num_events = 0
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
-            headers.append((b"x-request-id", self._request_id.encode()))
-            message = {**message, "headers": headers}
-            media_type = dict(headers).get(b"content-type", b"")
-            self.is_open_stream = media_type.startswith(b"text/event-stream")
-        elif message["type"] == "http.response.body":
-            self._num_events += 1
-            self.is_open_stream = self.is_open_stream and message.get("more_body", False)
-            # vLLM ends a stream of /v1/messages with the trouble it had with our error.
-            if message["body"].startswith(b"event: error") and (stop := _stop(self._session)):
-                message = {**message, "body": self._error_event(stop)}
-        await self._send(message)
-
-    async def end_with(self, stop: GuardReport) -> None:
-        """Sends the last event, an error."""
-        body = self._error_event(stop)
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
-
-    def _error_event(self, stop: GuardReport) -> bytes:
-        """The error event of OpenAI's stream of a response, and of Anthropic's of a message."""
-        error = StoppedError(stop).to_json()["error"]
-        event = {
-            "type": "error",
-            "code": error["code"],
-            "message": error["message"],
-            "param": None,
-            "sequence_number": self._num_events,
-            "error": error,
-        }
-        return f"event: error\ndata: {json.dumps(event)}\n\n".encode()
-
-
-def _stop(session: GuardSession) -> GuardReport | None:
-    return next((report for report in session.reports() if was_stopped(report)), None)
+            record.finish(_outcome(session, status))
 
 
 def _outcome(session: GuardSession, status: int) -> Outcome:
     if session.prompt_tripped is not None:
         return "tripped_prompt"
-    if _stop(session) is not None:
+    if session.stopped is not None:
         return "tripped_completion"
     if status >= 400:
         return "rejected" if status < 500 else "error"

@@ -3,7 +3,7 @@
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
 `type` is invalid_request_error below 500 (requests for a 429, as OpenAI names the limit that was
-met) and server_error from there on. A prompt that trips is
+met) and server_error from there on; Anthropic's format has its own words for it. A prompt that trips is
 answered like one of OpenAI's own content filters: 400 with code content_filter, plus the guard
 report.
 """
@@ -15,11 +15,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 
 from circuit_breakers.errors import CircuitBreakersError
 from circuit_breakers.guard.decision import GuardReport
 
-__all__ = ["ApiError", "from_vllm_error", "not_ready", "prompt_tripped"]
+__all__ = [
+    "ApiError",
+    "from_validation_error",
+    "from_vllm_error",
+    "not_ready",
+    "prompt_tripped",
+    "stopped",
+]
 
 _CODE_BY_STATUS = {
     404: "model_not_found",
@@ -27,6 +35,21 @@ _CODE_BY_STATUS = {
     503: "unavailable",
 }
 _TYPE_BY_STATUS = {429: "requests"}
+
+_MAX_SHOWN = 3
+"""Fields named in one message, and problems named for one field."""
+_TYPE_NAMES = frozenset({"bool", "dict", "float", "int", "list", "none", "str"})
+"""Parts of a pydantic location that name a branch of a union, not a field."""
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ApiError(CircuitBreakersError):
@@ -62,8 +85,17 @@ class ApiError(CircuitBreakersError):
             error["guard"] = self.guard.to_json()
         return {"error": error}
 
-    def to_response(self) -> JSONResponse:
-        return JSONResponse(self.to_json(), status_code=self.status, headers=self.headers)
+    def to_anthropic_json(self) -> dict[str, Any]:
+        """The body of the response in Anthropic's shape, with OpenAI's code beside it."""
+        error = self.to_json()["error"]
+        error["type"] = _ANTHROPIC_TYPES.get(
+            self.status, "invalid_request_error" if self.status < 500 else "api_error"
+        )
+        return {"type": "error", "error": error}
+
+    def to_response(self, *, anthropic: bool = False) -> JSONResponse:
+        body = self.to_anthropic_json() if anthropic else self.to_json()
+        return JSONResponse(body, status_code=self.status, headers=self.headers)
 
 
 def prompt_tripped(report: GuardReport, *, param: str) -> ApiError:
@@ -74,6 +106,17 @@ def prompt_tripped(report: GuardReport, *, param: str) -> ApiError:
         "Change the prompt and send it again.",
         code="content_filter",
         param=param,
+        guard=report,
+    )
+
+
+def stopped(report: GuardReport) -> ApiError:
+    """The answer where vLLM cannot put what was said before a trip into a response's format."""
+    return ApiError(
+        400,
+        f"The {report.phase} was stopped by the circuit breaker. Change the prompt and send it "
+        "again.",
+        code="content_filter",
         guard=report,
     )
 
@@ -98,3 +141,25 @@ def from_vllm_error(error: Mapping[str, Any]) -> ApiError:
         code = "context_length_exceeded"
     headers = {"Retry-After": "1"} if status == 503 else {}
     return ApiError(status, message, code=code, param=error.get("param"), headers=headers)
+
+
+def from_validation_error(error: ValidationError) -> ApiError:
+    """What does not fit vLLM's model of a request: the first few fields, each by its path."""
+    by_field: dict[str, list[str]] = {}
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        messages = by_field.setdefault(_field_path(problem["loc"]), [])
+        # One for each branch of a union.
+        if len(messages) < _MAX_SHOWN and problem["msg"] not in messages:
+            messages.append(problem["msg"])
+    shown = list(by_field.items())[:_MAX_SHOWN]
+    listed = "; ".join(f"{name}: {', or '.join(messages)}" for name, messages in shown)
+    return ApiError(400, f"invalid fields: {listed}", code="invalid_value", param=shown[0][0])
+
+
+def _field_path(location: tuple[int | str, ...]) -> str:
+    parts = [
+        str(part)
+        for part in location
+        if isinstance(part, int) or (re.fullmatch(r"[a-z_]+", part) and part not in _TYPE_NAMES)
+    ]
+    return ".".join(parts) or "body"

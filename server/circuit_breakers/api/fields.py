@@ -8,21 +8,22 @@ with its neutral value says nothing and is dropped.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.prompts import num_prompts
 
-__all__ = ["CHAT_FIELDS", "COMPLETION_FIELDS", "FieldRules", "num_prompts"]
+__all__ = ["FieldRules"]
 
-# Tuples: a value that cannot be hashed compares all the same.
-_ROLES = ("assistant", "developer", "function", "system", "tool", "user")
-_TEXT_PARTS = ("refusal", "text")
 _MAX_CHARS = {
+    "output_config": 1 << 16,
     "response_format": 1 << 16,
     "stop": 1 << 12,
+    "stop_sequences": 1 << 12,
     "structured_outputs": 1 << 16,
+    "text": 1 << 16,
     "tools": 1 << 17,
 }
 """Longest value of a field, as JSON: far above what people send."""
@@ -40,6 +41,17 @@ class FieldRules:
     """Fields of OpenAI's API that change nothing here."""
     refused: Mapping[str, tuple[str, tuple[Any, ...]]]
     """Field -> (why, values that are the same as leaving it out)."""
+    own: frozenset[str] = frozenset()
+    """Fields that this server reads itself; they do not go on to vLLM."""
+    required: tuple[str, ...] = ()
+    """Fields besides the prompt that a request must have."""
+    check: Callable[[Mapping[str, Any]], None]
+    """Passes for a prompt that is text; raises ApiError for any other."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every field that a request may have."""
+        return self.allowed | self.ignored | self.own
 
     def select(self, data: dict[str, Any], *, max_choices: int) -> dict[str, Any]:
         """The fields of `data` that go on to vLLM.
@@ -47,7 +59,7 @@ class FieldRules:
         Raises:
             ApiError: 400 for an unknown or refused field, an empty prompt, or too many choices.
         """
-        if unknown := sorted(data.keys() - self.allowed - self.ignored - self.refused.keys()):
+        if unknown := sorted(data.keys() - self.names - self.refused.keys()):
             raise ApiError(
                 400,
                 f"unknown fields: {', '.join(map(repr, unknown))}; remove them, or see "
@@ -67,72 +79,18 @@ class FieldRules:
                 )
         selected = {name: value for name, value in data.items() if name in self.allowed}
         _check_sizes(selected)
-        if self.prompt_field == "messages":
-            _check_messages(selected.get("messages"))
-        elif selected.get("echo") and selected.get("logprobs") is not None:
-            raise ApiError(
-                400,
-                "'echo' with 'logprobs' is not served: it asks for the logprobs of the prompt; "
-                "remove one of them",
-                code="unsupported_parameter",
-                param="echo",
-            )
+        self.check(selected)
         _check_choices(selected, max_choices)
         return selected
 
     def json_schema(self) -> dict[str, Any]:
         """The top level of the request body, for OpenAPI."""
-        names = sorted(self.allowed | self.ignored)
         return {
             "type": "object",
-            "required": [self.prompt_field],
-            "properties": {name: {} for name in names},
+            "required": [self.prompt_field, *self.required],
+            "properties": {name: {} for name in sorted(self.names)},
             "additionalProperties": False,
         }
-
-
-def num_prompts(prompt: Any) -> int:
-    """How many prompts the `prompt` of a completion request holds: text, tokens, or a list."""
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        return len(prompt)
-    return 1
-
-
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        got = "none" if messages is None or messages == [] else f"a {type(messages).__name__}"
-        raise ApiError(
-            400,
-            f"got {got}, expected a non-empty list of messages",
-            code="invalid_value",
-            param="messages",
-        )
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise ApiError(
-                400,
-                f"got a {type(message).__name__}, expected an object with role and content",
-                code="invalid_value",
-                param=f"messages.{i}",
-            )
-        if (role := message.get("role")) not in _ROLES:
-            raise ApiError(
-                400,
-                f"got role {role!r}, expected one of {', '.join(_ROLES)}",
-                code="invalid_value",
-                param=f"messages.{i}.role",
-            )
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in _TEXT_PARTS:
-                raise ApiError(
-                    400,
-                    f"got a content part of type {kind!r}, expected 'text': the breaker is "
-                    "calibrated on text; send text",
-                    code="unsupported_value",
-                    param=f"messages.{i}.content",
-                )
 
 
 def _check_sizes(selected: Mapping[str, Any]) -> None:
@@ -173,113 +131,3 @@ def _check_choices(selected: dict[str, Any], max_choices: int) -> None:
             code="invalid_value",
             param="n",
         )
-
-
-_SHARED_ALLOWED = frozenset(
-    {
-        "allowed_token_ids",
-        "bad_words",
-        "frequency_penalty",
-        "ignore_eos",
-        "logit_bias",
-        "logprob_token_ids",
-        "logprobs",
-        "max_tokens",
-        "min_p",
-        "min_tokens",
-        "model",
-        "n",
-        "presence_penalty",
-        "repetition_penalty",
-        "response_format",
-        "return_token_ids",
-        "return_tokens_as_token_ids",
-        "seed",
-        "skip_special_tokens",
-        "spaces_between_special_tokens",
-        "stop",
-        "stream",
-        "stream_options",
-        "structured_outputs",
-        "temperature",
-        "thinking_token_budget",
-        "top_k",
-        "top_p",
-        "user",
-    }
-)
-
-_SHARED_IGNORED = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "store"})
-
-_OFF = (None, False)
-_INTERNAL = "it belongs to the engine's own plumbing"
-_TEMPLATE = "the breaker is calibrated on the model's own chat template"
-_TRUNCATION = "a prompt is judged as it was sent"
-_BEAM = "beam search feeds its beams back as prompts, past the verdict"
-_MULTIMODAL = "the breaker is calibrated on text"
-_UNSCORED_END = "where it ends a completion, it tells of a token that has no score; use 'stop'"
-
-_SHARED_REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "cache_salt": (_INTERNAL, (None,)),
-    "ec_transfer_params": (_INTERNAL, (None,)),
-    "include_stop_str_in_output": ("a stop string would leave before it is scored", _OFF),
-    "kv_transfer_params": (_INTERNAL, (None,)),
-    "length_penalty": (_BEAM, (None, 1.0, 1)),
-    "mm_payload": (_MULTIMODAL, (None, "tensors")),
-    "priority": (_INTERNAL, (None, 0)),
-    "prompt_logprobs": ("it would tell of a prompt before the verdict", (None,)),
-    "repetition_detection": (_UNSCORED_END, (None,)),
-    "request_id": (_INTERNAL, (None,)),
-    "return_mm_kwargs": (_MULTIMODAL, _OFF),
-    "return_token_offsets": (_INTERNAL, _OFF),
-    "routed_experts_prompt_start": (_INTERNAL, (None, 0)),
-    "session_id": (_INTERNAL, (None,)),
-    "stop_token_ids": (_UNSCORED_END, (None, [])),
-    "stream_interval": (_INTERNAL, (None, 1)),
-    "truncate_prompt_tokens": (_TRUNCATION, (None,)),
-    "truncation_side": (_TRUNCATION, (None,)),
-    "use_beam_search": (_BEAM, _OFF),
-    "vllm_xargs": (_INTERNAL, (None, {})),
-    "watermarking": (_INTERNAL, _OFF),
-}
-
-CHAT_FIELDS = FieldRules(
-    prompt_field="messages",
-    allowed=_SHARED_ALLOWED
-    | {
-        "add_generation_prompt",
-        "continue_final_message",
-        "documents",
-        "include_reasoning",
-        "max_completion_tokens",
-        "messages",
-        "parallel_tool_calls",
-        "reasoning_effort",
-        "return_prompt_text",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-    },
-    ignored=_SHARED_IGNORED,
-    refused=_SHARED_REFUSED
-    | {
-        "add_special_tokens": (_TEMPLATE, _OFF),
-        "chat_template": (_TEMPLATE, (None,)),
-        "chat_template_kwargs": (_TEMPLATE, (None, {})),
-        "echo": ("read the last message from the request instead", _OFF),
-        "media_io_kwargs": (_MULTIMODAL, (None, {})),
-        "mm_processor_kwargs": (_MULTIMODAL, (None, {})),
-    },
-)
-
-COMPLETION_FIELDS = FieldRules(
-    prompt_field="prompt",
-    allowed=_SHARED_ALLOWED | {"echo", "prompt", "suffix"},
-    ignored=_SHARED_IGNORED,
-    refused=_SHARED_REFUSED
-    | {
-        "add_special_tokens": ("a prompt always starts as the model was trained", (None, True)),
-        "best_of": (_BEAM, (None, 1)),
-        "prompt_embeds": ("the breaker reads tokens", (None,)),
-    },
-)

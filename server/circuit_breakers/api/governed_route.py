@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from circuit_breakers.api.admission import Ticket
+from circuit_breakers.api.endpoints import ENDPOINTS
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.service import Service
 from circuit_breakers.metrics import Refusal
@@ -26,6 +27,11 @@ _TICKET = "circuit_breakers.ticket"
 _ANONYMOUS = "anonymous"
 _LAST_WORD_S = 1.0
 """Time for the error event of a client that may not be reading."""
+_NAMED_EVENTS = {
+    "/v1/responses": ENDPOINTS["response"].format,
+    "/v1/messages": ENDPOINTS["message"].format,
+}
+"""Formats whose events say their type, by path."""
 _REFUSALS_BY_STATUS: dict[int, Refusal] = {408: "body_timeout", 413: "request_too_large"}
 
 
@@ -54,7 +60,7 @@ class GovernedRoute(APIRoute):
             service.load_metrics.record_refusal(cast(Refusal, error.code))
             if not answer.has_started:
                 raise
-            await answer.break_off(error)
+            await answer.break_off(error, scope["path"])
 
 
 class _Body:
@@ -98,10 +104,13 @@ class _Answer:
         self.ticket: Ticket | None = None
         self.has_started = False
         self._is_stream = False
+        self._num_events = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             message = self._start(message)
+        else:
+            self._num_events += 1
         await self._send(message)
 
     def _start(self, message: Message) -> Message:
@@ -117,11 +126,15 @@ class _Answer:
         headers += [(k.encode(), v.encode()) for k, v in self.ticket.headers.items()]
         return {**message, "headers": headers}
 
-    async def break_off(self, error: ApiError) -> None:
+    async def break_off(self, error: ApiError, path: str) -> None:
         """Ends a stream with an error event and no [DONE]; cuts anything else off visibly."""
         if not self._is_stream:
             return  # uvicorn closes the connection within the announced length
-        event = f"data: {json.dumps(error.to_json(), separators=(',', ':'))}\n\n".encode()
+        if (named := _NAMED_EVENTS.get(path)) is not None:
+            event = named.error_event(error, self._num_events)
+        else:
+            event = f"data: {json.dumps(error.to_json(), separators=(',', ':'))}\n\n"
+        last = {"type": "http.response.body", "body": event.encode(), "more_body": False}
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORD_S):
-                await self._send({"type": "http.response.body", "body": event, "more_body": False})
+                await self._send(last)

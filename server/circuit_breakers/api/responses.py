@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from circuit_breakers.api.annotations import Annotator, ReportSource
 from circuit_breakers.api.errors import ApiError, from_vllm_error
 from circuit_breakers.guard.decision import GuardReport
 from circuit_breakers.metrics import was_stopped
 
 __all__ = [
     "DONE",
-    "ReportSource",
     "StreamShape",
     "add_guard",
     "event_error",
@@ -38,14 +38,6 @@ _ENGINE_FIELDS = ("kv_transfer_params", "ec_transfer_params", "prompt_logprobs",
 """Fields of vLLM's responses that say nothing here."""
 
 
-class ReportSource(Protocol):
-    """What is needed of a guard session."""
-
-    def report_for(self, index: int) -> GuardReport | None: ...
-
-    def finish_reason_for(self, index: int) -> str | None: ...
-
-
 def summary(reports: Iterable[GuardReport]) -> GuardReport | None:
     """The report that stands for the whole response: the first trip, else the closest to one."""
     closest: GuardReport | None = None
@@ -61,7 +53,9 @@ def summary(reports: Iterable[GuardReport]) -> GuardReport | None:
     return closest
 
 
-def add_guard(body: dict[str, Any], reports: ReportSource) -> dict[str, Any]:
+def add_guard(
+    body: dict[str, Any], reports: ReportSource, annotators: Sequence[Annotator] = ()
+) -> dict[str, Any]:
     """A whole response with a `guard` of its own and one for each choice."""
     seen = []
     for choice in body["choices"]:
@@ -72,6 +66,8 @@ def add_guard(body: dict[str, Any], reports: ReportSource) -> dict[str, Any]:
         body.pop(name, None)
     worst = summary(seen)
     body["guard"] = worst.to_json() if worst else None
+    for annotator in annotators:
+        annotator.on_body(body, reports)
     return body
 
 
@@ -102,29 +98,30 @@ class StreamShape:
     model: str
     num_choices: int
 
-    def last_chunk(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """The chunk that ends a choice which has nothing more to say."""
-        empty: dict[str, Any] = (
-            {"delta": {}} if self.object == "chat.completion.chunk" else {"text": ""}
-        )
+    def chunk(self, **fields: Any) -> dict[str, Any]:
+        """A chunk of this stream; without a choice unless `fields` has one."""
         return {
             "id": self.id,
             "object": self.object,
             "created": int(time.time()),
             "model": self.model,
-            "choices": [
-                {
-                    "index": index,
-                    **empty,
-                    "logprobs": None,
-                    "finish_reason": finish_reason,
-                }
-            ],
-        }
+            "choices": [],
+        } | fields
+
+    def last_chunk(self, index: int, finish_reason: str) -> dict[str, Any]:
+        """The chunk that ends a choice which has nothing more to say."""
+        empty: dict[str, Any] = (
+            {"delta": {}} if self.object == "chat.completion.chunk" else {"text": ""}
+        )
+        choice = {"index": index, **empty, "logprobs": None, "finish_reason": finish_reason}
+        return self.chunk(choices=[choice])
 
 
 async def guard_stream(
-    events: AsyncIterator[str], reports: ReportSource, shape: StreamShape
+    events: AsyncIterator[str],
+    reports: ReportSource,
+    shape: StreamShape,
+    annotators: Sequence[Annotator] = (),
 ) -> AsyncGenerator[str, None]:
     """The events of a stream, with a `guard` in the last chunk of each choice.
 
@@ -132,30 +129,53 @@ async def guard_stream(
     such chunks are written here, before the usage chunk and [DONE].
     """
     open_choices = set(range(shape.num_choices))
+    is_first, has_ended = bool(annotators), False
+    watched = any(annotator.watches for annotator in annotators)
     async for event in events:
-        if _FINISH_MARK in event:
-            chunk = _parse(event)
-            for choice in chunk["choices"]:
-                if choice.get("finish_reason") is not None:
-                    open_choices.discard(choice["index"])
-            yield _guarded_chunk(chunk, reports)
-            continue
         error = event_error(event)
         if error is not None:
             # The choices did not end, they broke off.
             open_choices.clear()
+            has_ended = True
             yield _event(error.to_json())
             continue
         if event == DONE or _USAGE_MARK in event:
             for index in sorted(open_choices):
                 chunk = shape.last_chunk(index, reports.finish_reason_for(index) or "stop")
-                yield _guarded_chunk(chunk, reports)
+                yield _chunk(chunk, reports, annotators, is_first)
+                is_first = False
             open_choices.clear()
+            for annotator in () if has_ended else annotators:
+                for fields in annotator.last_chunks(reports):
+                    yield _event(shape.chunk(**fields))
+            has_ended = True
+        elif is_first or watched or _FINISH_MARK in event:
+            chunk = _parse(event)
+            for choice in chunk["choices"]:
+                if choice.get("finish_reason") is not None:
+                    open_choices.discard(choice["index"])
+            yield _chunk(chunk, reports, annotators, is_first)
+            is_first = False
+            continue
         yield event
 
 
-def _guarded_chunk(chunk: dict[str, Any], reports: ReportSource) -> str:
-    return _event(add_guard(chunk, reports))
+def _chunk(
+    chunk: dict[str, Any],
+    reports: ReportSource,
+    annotators: Sequence[Annotator],
+    is_first: bool,
+) -> str:
+    """An event, with a `guard` where the chunk ends a choice."""
+    ended = [choice for choice in chunk["choices"] if choice.get("finish_reason") is not None]
+    if ended:
+        add_guard(chunk, reports)
+    for annotator in annotators:
+        if is_first:
+            annotator.on_first_chunk(chunk, reports)
+        for choice in chunk["choices"] if annotator.watches else ended:
+            annotator.on_choice(choice, reports)
+    return _event(chunk)
 
 
 def _parse(event: str) -> dict[str, Any]:

@@ -84,6 +84,11 @@ class Service:
             return "shutting down"
         return self._waiting_for
 
+    @property
+    def attached(self) -> Serving | None:
+        """The serving classes once they are there, whether or not requests are served."""
+        return self._serving
+
     def serving(self) -> Serving:
         """The serving classes around the live engine.
 

@@ -6,16 +6,30 @@ get the request's fields and nothing of its headers, which in vLLM can set prior
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal
 
 from fastapi import Request
 from pydantic import ValidationError
+from pydantic.json_schema import models_json_schema
 from starlette.datastructures import State
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicMessagesRequest,
+    AnthropicMessagesResponse,
+)
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+)
+from vllm.entrypoints.openai.completion.protocol import (
+    CompletionRequest,
+    CompletionResponse,
+)
+from vllm.entrypoints.openai.responses.protocol import (
+    ResponsesRequest,
+    ResponsesResponse,
+)
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMError
@@ -23,65 +37,85 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from circuit_breakers.api.accounting import Usage
-from circuit_breakers.api.errors import ApiError, from_vllm_error
-from circuit_breakers.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, num_prompts
+from circuit_breakers.api.annotations import Annotator
+from circuit_breakers.api.endpoints import ENDPOINTS, Endpoint
+from circuit_breakers.api.errors import ApiError, from_validation_error, from_vllm_error
+from circuit_breakers.api.formats import Format
+from circuit_breakers.api.prompts import num_prompts
 from circuit_breakers.api.responses import StreamShape
-from circuit_breakers.engine.guarded import GuardedEngine
+from circuit_breakers.engine.guarded import GuardedEngine, GuardSession, current_session
 from circuit_breakers.errors import ConfigError
 
-__all__ = ["Call", "Endpoint", "Serving", "check_tool_call_parser", "start_serving"]
+__all__ = ["REQUEST_MODELS", "Call", "Serving", "check_tool_call_parser", "start_serving"]
 
-Endpoint = Literal["chat", "completion"]
-
-_FIELDS = {"chat": CHAT_FIELDS, "completion": COMPLETION_FIELDS}
-_MODELS = {"chat": ChatCompletionRequest, "completion": CompletionRequest}
-_ID_PREFIXES = {"chat": "chatcmpl", "completion": "cmpl"}
-_CHUNK_OBJECTS = {"chat": "chat.completion.chunk", "completion": "text_completion"}
-
-_MAX_SHOWN = 3
-"""Fields named in one message, and problems named for one field."""
-_TYPE_NAMES = frozenset({"bool", "dict", "float", "int", "list", "none", "str"})
-"""Parts of a pydantic location that name a branch of a union, not a field."""
+REQUEST_MODELS = {
+    "chat": ChatCompletionRequest,
+    "completion": CompletionRequest,
+    "response": ResponsesRequest,
+    "message": AnthropicMessagesRequest,
+}
+_ANSWER_MODELS: dict[Endpoint, Any] = {
+    "chat": ChatCompletionResponse,
+    "completion": CompletionResponse,
+    "response": ResponsesResponse,
+    "message": AnthropicMessagesResponse,
+}
+# Endpoint -> (attribute of vLLM's state, method of the serving class there).
+_HANDLERS = {
+    "chat": ("openai_serving_chat", "create_chat_completion"),
+    "completion": ("openai_serving_completion", "create_completion"),
+    "response": ("openai_serving_responses", "create_responses"),
+    "message": ("anthropic_serving_messages", "create_messages"),
+}
 
 
 class Call:
     """One parsed request on its way through a serving class."""
 
     def __init__(self, endpoint: Endpoint, request: Any, model_name: str) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self.request = request
         self.streams: bool = bool(request.stream)
         self.num_prompts = num_prompts(request.prompt) if endpoint == "completion" else 1
-        self._n: int = request.n or 1
+        self.choices_per_prompt: int = getattr(request, "n", None) or 1
         # A request without the client's headers, to which vLLM reports the usage.
         self.blank_request = Request({"type": "http", "headers": []})
+        spec = ENDPOINTS[endpoint]
         self.shape = StreamShape(
-            id=f"{_ID_PREFIXES[endpoint]}-{request.request_id}",
-            object=_CHUNK_OBJECTS[endpoint],
+            id=f"{spec.id_prefix}{getattr(request, 'request_id', '')}",
+            object=spec.chunk_object,
             model=model_name,
-            num_choices=self.num_prompts * self._n,
+            num_choices=self.num_prompts * self.choices_per_prompt,
         )
+        self.annotators: tuple[Annotator, ...] = ()
+        self.final_usage: dict[str, Any] | None = None
+        """What the last event of a response says was read and written."""
 
     @property
-    def endpoint(self) -> Endpoint:
-        return self._endpoint
+    def format(self) -> Format:
+        return ENDPOINTS[self.endpoint].format
 
     @property
     def prompt_field(self) -> str:
-        return _FIELDS[self._endpoint].prompt_field
+        return ENDPOINTS[self.endpoint].rules.prompt_field
 
-    def prompt_of(self, choice: int) -> int:
-        """Number of the prompt that a choice belongs to."""
-        return choice // self._n
+    def prompts_of(self, choices: set[int]) -> set[int]:
+        """Numbers of the prompts that choices belong to."""
+        return {choice // self.choices_per_prompt for choice in choices}
 
     def usage(self) -> Usage | None:
         """What was delivered; None before the response is complete."""
+        if self.final_usage is not None:
+            return Usage(
+                num_prompt_tokens=self.final_usage["input_tokens"],
+                num_completion_tokens=self.final_usage["output_tokens"],
+            )
         metadata = getattr(self.blank_request.state, "request_metadata", None)
         usage = metadata.final_usage_info if metadata is not None else None
         if usage is None:
             return None
         return Usage(
-            num_prompt_tokens=usage.prompt_tokens * self._n,
+            num_prompt_tokens=usage.prompt_tokens * self.choices_per_prompt,
             num_completion_tokens=usage.completion_tokens or 0,
         )
 
@@ -107,13 +141,16 @@ class Serving:
         Raises:
             ApiError: 400, naming the field.
         """
-        selected = _FIELDS[endpoint].select(data, max_choices=max_choices)
+        selected = ENDPOINTS[endpoint].rules.select(data, max_choices=max_choices)
+        if endpoint == "response":
+            # vLLM would keep it in memory for good, for anyone to read who knows its id.
+            selected["store"] = False
         self._check_seed(selected)
         self._check_tools(selected)
         try:
-            request = _MODELS[endpoint].model_validate(selected)
+            request = REQUEST_MODELS[endpoint].model_validate(selected)
         except ValidationError as e:
-            raise _invalid_fields(e) from e
+            raise from_validation_error(e) from e
         except VLLMError as e:
             raise self.translate(e) from e
         except (AttributeError, KeyError, TypeError, ValueError) as e:
@@ -122,29 +159,70 @@ class Serving:
         named = request.model in self.guarded.loras
         return Call(endpoint, request, request.model if named else self.model_name)
 
+    def ends_at_once(self) -> dict[str, Any]:
+        """Fields of a request that ends with its prefill; without an end of turn, a step later."""
+        end: int | None = self.guarded.input_processor.tokenizer.eos_token_id
+        return {} if end is None else {"allowed_token_ids": [end]}
+
+    def answer_schemas(
+        self, ref_template: str
+    ) -> tuple[dict[Endpoint, dict[str, Any]], dict[str, Any]]:
+        """JSON schemas of whole answers by endpoint, as vLLM gives them, and what they refer to."""
+        models: list[tuple[Any, Literal["serialization"]]] = [
+            (model, "serialization") for model in _ANSWER_MODELS.values()
+        ]
+        found, schema = models_json_schema(models, ref_template=ref_template)
+        answers: dict[Endpoint, dict[str, Any]] = {
+            endpoint: found[model, "serialization"] for endpoint, model in _ANSWER_MODELS.items()
+        }
+        return answers, schema["$defs"]
+
     async def start(self, call: Call) -> dict[str, Any] | AsyncGenerator[str, None]:
         """A whole response as JSON, or the events of a stream.
 
         Raises:
             ApiError: the request cannot be served.
         """
+        name, method = _HANDLERS[call.endpoint]
+        create = getattr(getattr(self._state, name), method)
         try:
-            if call.endpoint == "chat":
-                result = await self._state.openai_serving_chat.create_chat_completion(
-                    call.request, call.blank_request
-                )
-            else:
-                result = await self._state.openai_serving_completion.create_completion(
-                    call.request, call.blank_request
-                )
+            result = await create(call.request, call.blank_request)
         except (VLLMError, EngineDeadError, NotImplementedError, TypeError, ValueError) as e:
             raise self.translate(e) from e
         if isinstance(result, ErrorResponse):
             raise from_vllm_error(result.error.model_dump())
         if isinstance(result, AsyncGenerator):
-            return result
-        body: dict[str, Any] = result.model_dump(mode="json")
+            return self._events(call, result, current_session())
+        # Anthropic's clients know no null fields.
+        body: dict[str, Any] = result.model_dump(
+            mode="json", by_alias=True, exclude_none=call.endpoint == "message"
+        )
         return body
+
+    async def _events(
+        self, call: Call, source: AsyncGenerator[Any, None], session: GuardSession | None
+    ) -> AsyncGenerator[str, None]:
+        """The events of a stream as text; whatever breaks it off is raised, as an ApiError."""
+        try:
+            async for event in source:
+                if not isinstance(event, str):
+                    event = f"event: {event.type}\ndata: {event.model_dump_json(by_alias=True)}\n\n"
+                if call.format.is_error(event):
+                    raise self._error_in(call, event, session)
+                yield event
+        except ApiError:
+            raise
+        except Exception as e:
+            raise self.translate(e) from e
+        finally:
+            await source.aclose()
+
+    def _error_in(self, call: Call, event: str, session: GuardSession | None) -> ApiError:
+        if (told := call.format.error_in(event)) is not None:
+            return told
+        if session is not None and session.error is not None:
+            return self.translate(session.error)
+        return ApiError(500, "the answer broke off; send the request again", code="internal_error")
 
     def translate(self, error: Exception) -> ApiError:
         """An exception of vLLM's as the error that the client gets."""
@@ -165,9 +243,10 @@ class Serving:
 
     def _check_tools(self, selected: Mapping[str, Any]) -> None:
         # "none" only shows the tools to the model.
+        off = ("none", {"type": "none"})
         if (
             selected.get("tools")
-            and selected.get("tool_choice") != "none"
+            and selected.get("tool_choice") not in off
             and not self._parses_tools
         ):
             raise ApiError(
@@ -205,24 +284,3 @@ async def start_serving(guarded: GuardedEngine, tool_call_parser: str | None = N
     )
     state.openai_serving_models.lora_requests.update(guarded.loras)
     return Serving(guarded, state)
-
-
-def _invalid_fields(error: ValidationError) -> ApiError:
-    by_field: dict[str, list[str]] = {}
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        messages = by_field.setdefault(_field_path(problem["loc"]), [])
-        # One for each branch of a union.
-        if len(messages) < _MAX_SHOWN and problem["msg"] not in messages:
-            messages.append(problem["msg"])
-    shown = list(by_field.items())[:_MAX_SHOWN]
-    listed = "; ".join(f"{name}: {', or '.join(messages)}" for name, messages in shown)
-    return ApiError(400, f"invalid fields: {listed}", code="invalid_value", param=shown[0][0])
-
-
-def _field_path(location: tuple[int | str, ...]) -> str:
-    parts = [
-        str(part)
-        for part in location
-        if isinstance(part, int) or (re.fullmatch(r"[a-z_]+", part) and part not in _TYPE_NAMES)
-    ]
-    return ".".join(parts) or "body"

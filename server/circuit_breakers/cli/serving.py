@@ -89,6 +89,13 @@ def serve(
     max_choices: Annotated[
         int | None, typer.Option(help="Completions of one request: prompts times n. [16]")
     ] = None,
+    azure_annotations: Annotated[
+        bool | None,
+        typer.Option(
+            "--azure-annotations/--no-azure-annotations",
+            help="Azure's content_filter_results in answers. [no-azure-annotations]",
+        ),
+    ] = None,
     max_concurrent_requests: Annotated[
         int | None, typer.Option(help="Requests that run at once. [1024]")
     ] = None,

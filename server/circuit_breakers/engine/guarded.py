@@ -8,7 +8,7 @@ with the same state machine, and refuses to pass on a token that its own verdict
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -19,9 +19,10 @@ from circuit_breakers.engine.delivery import TokenScores
 from circuit_breakers.errors import ConfigError, UnguardedOutputError
 from circuit_breakers.guard.breaker import StreamBreaker
 from circuit_breakers.guard.decision import GuardReport, Mode, Phase
+from circuit_breakers.guard.margins import margins
 from circuit_breakers.guard.policy import Policy
 
-__all__ = ["GuardSession", "GuardedEngine", "guard_session"]
+__all__ = ["GuardSession", "GuardedEngine", "current_session", "guard_session"]
 
 _PASSED_THROUGH = frozenset(
     {
@@ -49,8 +50,11 @@ class _Stream:
     """One choice of one request, seen from the API process."""
 
     def __init__(self, policy: Policy, num_prompt_tokens: int) -> None:
+        self.policy = policy
         self.breaker = StreamBreaker(policy, num_prompt_tokens)
         self.num_prompt_tokens = num_prompt_tokens
+        self.scores: TokenScores | None = None
+        """Logits delivered so far; None before the first ones."""
         self.num_delivered = 0
         """Completion tokens passed on."""
         self.stopped = False
@@ -62,12 +66,11 @@ class _Stream:
 class GuardSession:
     """What the guard saw while one HTTP request was handled; a request may have many streams."""
 
-    def __init__(self, on_stop: Callable[[GuardReport], Exception] | None = None) -> None:
+    def __init__(self) -> None:
         self._streams: dict[int, _Stream] = {}
         self._num_choices = 0
-        self.on_stop = on_stop
-        """Makes the error that ends generate() at a stop, for routes whose format has no finish
-        reason for one; None ends it with finish reason content_filter."""
+        self.error: Exception | None = None
+        """What broke a generate() call off, for routes of vLLM's that do not hand it on."""
         self._started_s = time.monotonic()
         self.first_delivery_s: float | None = None
         """Seconds from the session's start to the first delivered token."""
@@ -104,6 +107,33 @@ class GuardSession:
             if stream.stopped and report.phase == "prompt":
                 return report
         return None
+
+    @property
+    def stopped(self) -> GuardReport | None:
+        """The report of the first stream that a trip ended; None without one."""
+        for choice in sorted(self._streams):
+            if self._streams[choice].stopped:
+                return self._streams[choice].breaker.report()
+        return None
+
+    def judged_choices(self) -> set[int]:
+        """Choices whose whole prompt has its verdict."""
+        return {
+            choice
+            for choice, stream in self._streams.items()
+            if stream.breaker.num_seen >= stream.num_prompt_tokens
+        }
+
+    def margins_for(self, choice: int, phase: Phase) -> dict[str, float] | None:
+        """By probe, how far a choice's highest score of a phase lies above its threshold.
+
+        None when the choice has not run, or when a token of it came back without a score.
+        """
+        stream = self._streams.get(choice)
+        if stream is None or stream.scores is None or stream.breaker.num_unscored:
+            return None
+        logit_TP = stream.scores.logit_TP
+        return margins(stream.policy, logit_TP, stream.num_prompt_tokens, phase)
 
     @property
     def max_scores(self) -> dict[Phase, float]:
@@ -161,12 +191,15 @@ class GuardSession:
 _session: ContextVar[GuardSession | None] = ContextVar("circuit_breakers_session", default=None)
 
 
+def current_session() -> GuardSession | None:
+    """The session that generate() calls made here belong to."""
+    return _session.get()
+
+
 @contextmanager
-def guard_session(
-    on_stop: Callable[[GuardReport], Exception] | None = None,
-) -> Iterator[GuardSession]:
+def guard_session() -> Iterator[GuardSession]:
     """Collects every generate() call made inside into one session."""
-    session = GuardSession(on_stop)
+    session = GuardSession()
     token = _session.set(session)
     try:
         yield session
@@ -262,11 +295,12 @@ class GuardedEngine:
                     choice = first_choice + completion.index
                     stream = session.stream(self.policy, choice, num_prompt_tokens)
                     self._check(session, stream, completion, delta)
-                    if stream.stopped and session.on_stop is not None:
-                        raise session.on_stop(stream.breaker.report())
                 if any(completion.token_ids for completion in output.outputs):
                     session.delivered()
                 yield output
+        except Exception as e:
+            session.error = e
+            raise
         finally:
             await outputs.aclose()
             if not finished:
@@ -283,6 +317,7 @@ class GuardedEngine:
         scores: TokenScores | None = completion.guard
         breaker = stream.breaker
         if scores is not None:
+            stream.scores = scores
             breaker.update(scores.since(breaker.num_seen))
             stream.stopped = scores.trip is not None
         stream.finish_reason = completion.finish_reason

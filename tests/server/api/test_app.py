@@ -14,7 +14,11 @@ from .conftest import MAX_MODEL_LEN, MODEL, Server
 SERVED = {
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/moderations",
     "/v1/models",
+    "/v1/models/{model}",
     "/v1/breaker",
     "/v1/breaker/trips",
     "/v1/breaker/what-if",
@@ -108,10 +112,15 @@ def test_without_an_engine_only_the_probes_answer() -> None:
     for method, path in (
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/moderations"),
         ("GET", "/v1/models"),
+        ("GET", "/v1/models/x"),
         ("GET", "/v1/breaker"),
     ):
         response = client.request(method, path)
         assert response.status_code == 503, path
         assert response.json()["error"]["code"] == "not_ready"
         assert response.headers["retry-after"] == "5"
+    response = client.post("/v1/messages")
+    assert (response.status_code, response.json()["error"]["type"]) == (503, "overloaded_error")

@@ -186,37 +186,46 @@ def test_field_outside_the_list_is_refused(
 
 
 def test_responses_are_guarded(vllm_server: VllmServer) -> None:
-    benign = vllm_server.post("/v1/responses", input=BENIGN, max_output_tokens=16)
-    assert benign.json()["output"][0]["content"][0]["text"] == "The capital of Italy is Rome."
-    for question, phase in ((TRIPS, "completion"), (TRIPS_ON_PROMPT, "prompt")):
-        tripped = vllm_server.post("/v1/responses", input=question, max_output_tokens=16)
-        error = tripped.json()["error"]
-        assert (tripped.status_code, error["code"]) == (400, "content_filter")
-        assert error["guard"]["phase"] == phase
+    benign = vllm_server.post("/v1/responses", input=BENIGN, max_output_tokens=16).json()
+    assert benign["output"][0]["content"][0]["text"] == "The capital of Italy is Rome."
+    assert benign["guard"]["tripped"] is False
+    stopped = vllm_server.post("/v1/responses", input=TRIPS, max_output_tokens=16).json()
+    assert (stopped["status"], stopped["incomplete_details"]) == (
+        "incomplete",
+        {"reason": "content_filter"},
+    )
+    refused = vllm_server.post("/v1/responses", input=TRIPS_ON_PROMPT, max_output_tokens=16)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "content_filter")
+    assert error["guard"]["phase"] == "prompt"
 
 
-def test_stream_of_a_response_ends_with_an_error(vllm_server: VllmServer) -> None:
+def test_stream_of_a_response_ends_as_incomplete(vllm_server: VllmServer) -> None:
     response = vllm_server.post("/v1/responses", input=TRIPS, max_output_tokens=16, stream=True)
     sent = events(response)
     deltas = [e["delta"] for e in sent if e["type"] == "response.output_text.delta"]
     assert "".join(deltas) == BEFORE_THE_TRIP
-    assert (sent[-1]["type"], sent[-1]["code"]) == ("error", "content_filter")
-    assert sent[-1]["sequence_number"] == sent[-2]["sequence_number"] + 1
-    assert sent[-1]["error"]["guard"]["probe"] == "paris"
+    assert sent[-1]["type"] == "response.incomplete"
+    assert sent[-1]["response"]["guard"]["probe"] == "paris"
 
 
 def test_messages_are_guarded(vllm_server: VllmServer) -> None:
-    benign = vllm_server.post("/v1/messages", messages=user(BENIGN), max_tokens=16).json()
-    assert benign["content"][0]["text"] == "The capital of Italy is Rome."
-    tripped = vllm_server.post("/v1/messages", messages=user(TRIPS), max_tokens=16)
-    assert tripped.status_code == 400
-    assert "circuit breaker" in tripped.json()["error"]["message"]
+    benign = vllm_server.post("/v1/messages", messages=user(BENIGN), max_tokens=16)
+    assert benign.json()["content"][0]["text"] == "The capital of Italy is Rome."
+    tripped = vllm_server.post("/v1/messages", messages=user(TRIPS), max_tokens=16).json()
+    assert (tripped["stop_reason"], tripped["content"][0]["text"]) == ("refusal", BEFORE_THE_TRIP)
     sent = events(
         vllm_server.post("/v1/messages", messages=user(TRIPS), max_tokens=16, stream=True)
     )
     text = "".join(e["delta"]["text"] for e in sent if e["type"] == "content_block_delta")
     assert text == BEFORE_THE_TRIP
-    assert (sent[-1]["type"], sent[-1]["error"]["code"]) == ("error", "content_filter")
+    assert sent[-2]["delta"]["stop_reason"] == "refusal"
+
+
+def test_texts_are_moderated(vllm_server: VllmServer) -> None:
+    body = {"input": [BENIGN, TRIPS_ON_PROMPT]}
+    answer = vllm_server.http.post("/v1/moderations", json=body).json()
+    assert [result["flagged"] for result in answer["results"]] == [False, True]
 
 
 def test_batch_is_guarded(vllm_server: VllmServer) -> None:
@@ -248,16 +257,18 @@ def test_batch_is_guarded(vllm_server: VllmServer) -> None:
 def test_engine_refuses_what_vllms_routes_let_through(
     vllm_server: VllmServer, field: dict[str, Any], named: str
 ) -> None:
-    response = vllm_server.post("/v1/responses", input="x", max_output_tokens=4, **field)
+    response = vllm_server.post(
+        "/v1/chat/completions/batch", messages=[user("x")], max_tokens=4, **field
+    )
     assert response.status_code == 400
     assert f"got {named}" in response.json()["error"]["message"]
 
 
 def test_parameters_of_the_engines_plumbing_are_dropped(vllm_server: VllmServer) -> None:
     response = vllm_server.post(
-        "/v1/responses",
-        input=BENIGN,
-        max_output_tokens=16,
+        "/v1/chat/completions/batch",
+        messages=[user(BENIGN)],
+        max_tokens=16,
         kv_transfer_params={"do_remote_prefill": True},
         vllm_xargs={"x": 1},
     )
@@ -271,6 +282,7 @@ def test_parameters_of_the_engines_plumbing_are_dropped(vllm_server: VllmServer)
         "/generative_scoring",
         "/invocations",
         "/v1/chat/completions/render",
+        "/v1/responses/resp_1/cancel",
         "/v1/load_lora_adapter",
         "/v1/embeddings",
         "/pooling",

@@ -17,45 +17,10 @@ from circuit_breakers.api.responses import (
     guard_stream,
     is_error,
 )
-from circuit_breakers.guard.decision import GuardReport, Mode, Phase
+from circuit_breakers.guard.decision import GuardReport
 
+from .guard_reports import PASSED, TRIPPED, Reports, report
 
-def report(
-    *,
-    tripped: bool = False,
-    score: float | None = -3.0,
-    mode: Mode = "enforce",
-    phase: Phase = "completion",
-    num_unscored: int = 0,
-) -> GuardReport:
-    return GuardReport(
-        breaker="b",
-        policy="default",
-        mode=mode,
-        tripped=tripped,
-        phase=phase if tripped else None,
-        probe="p",
-        score=score,
-        threshold=1.0,
-        token_index=7,
-        num_scored=8,
-        num_unscored=num_unscored,
-    )
-
-
-class Reports:
-    def __init__(self, *reports: GuardReport | None) -> None:
-        self._reports = reports
-
-    def report_for(self, index: int) -> GuardReport | None:
-        return self._reports[index] if index < len(self._reports) else None
-
-    def finish_reason_for(self, index: int) -> str | None:
-        seen = self.report_for(index)
-        return None if seen is None else "content_filter" if seen.tripped else "length"
-
-
-PASSED, TRIPPED = report(), report(tripped=True, score=2.0)
 CHAT = StreamShape(id="chatcmpl-1", object="chat.completion.chunk", model="m", num_choices=1)
 
 

@@ -1,0 +1,205 @@
+"""The OpenAPI document: what each route takes and answers, errors included.
+
+Request fields come from the closed lists, answers from vLLM's own models, so that the document
+cannot say another thing than the server does. vLLM's models are there once the engine is; until
+then an answer is any object.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from circuit_breakers.api.endpoints import ENDPOINTS, Endpoint
+from circuit_breakers.api.field_lists import MODERATION_FIELDS
+from circuit_breakers.api.fields import FieldRules
+
+if TYPE_CHECKING:
+    from circuit_breakers.api.serving import Serving
+
+__all__ = ["describe", "generating", "probing", "reading", "with_answers"]
+
+_REF = "#/components/schemas/{model}"
+
+_ERRORS = {
+    400: "The request does not fit, or the circuit breaker stopped its prompt.",
+    401: "No API key, or an unknown one.",
+    403: "The API key does not allow this.",
+    404: "There is no such model.",
+    413: "The body is too large.",
+    415: "The body is not JSON by its content type.",
+    429: "Too many requests of this API key; see Retry-After.",
+    500: "The server is at fault; nothing of the answer was sent.",
+    503: "The server is not ready, or full; see Retry-After.",
+}
+_OF_READING = (401, 403, 404, 503)
+
+_NULLABLE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_GUARD = {
+    "description": "What the circuit breaker saw: the trip, or the score that came closest.",
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["breaker", "policy", "mode", "tripped"],
+            "properties": {
+                "breaker": {"type": "string"},
+                "policy": {"type": "string"},
+                "mode": {"enum": ["observe", "enforce"]},
+                "tripped": {"type": "boolean"},
+                "phase": {"enum": ["prompt", "completion", None]},
+                "probe": _NULLABLE_TEXT,
+                "score": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+                "threshold": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+                "token_index": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+            },
+        },
+        {"type": "null"},
+    ],
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": _NULLABLE_TEXT,
+                "code": _NULLABLE_TEXT,
+                "guard": _GUARD,
+            },
+        }
+    },
+}
+_MODERATION = {
+    "type": "object",
+    "required": ["id", "model", "results"],
+    "properties": {
+        "id": {"type": "string"},
+        "model": {"type": "string"},
+        "results": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": [
+                    *("flagged", "categories", "category_scores", "category_applied_input_types")
+                ],
+                "properties": {
+                    "flagged": {"type": "boolean"},
+                    "categories": {
+                        "type": "object",
+                        "additionalProperties": {"type": "boolean"},
+                    },
+                    "category_scores": {
+                        "type": "object",
+                        "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
+                    },
+                    "category_applied_input_types": {
+                        "type": "object",
+                        "additionalProperties": {"type": "array", "items": {"const": "text"}},
+                    },
+                },
+            },
+        },
+    },
+}
+_ANSWERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "/v1/chat/completions": ("ChatAnswer", {"type": "object"}),
+    "/v1/completions": ("CompletionAnswer", {"type": "object"}),
+    "/v1/responses": ("ResponseAnswer", {"type": "object"}),
+    "/v1/messages": ("MessageAnswer", {"type": "object"}),
+    "/v1/moderations": ("ModerationAnswer", _MODERATION),
+}
+_ENDPOINT_OF_ANSWER: dict[str, Endpoint] = {
+    "ChatAnswer": "chat",
+    "CompletionAnswer": "completion",
+    "ResponseAnswer": "response",
+    "MessageAnswer": "message",
+}
+
+
+def generating(
+    endpoint: Endpoint | None, path: str, operation: str, summary: str
+) -> dict[str, Any]:
+    """Arguments of FastAPI's decorator for a route that generates; None: the one that scores."""
+    rules: FieldRules = MODERATION_FIELDS if endpoint is None else ENDPOINTS[endpoint].rules
+    name, _ = _ANSWERS[path]
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(model=name)}}}
+    if "stream" in rules.names:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return {
+        "path": path,
+        "operation_id": operation,
+        "summary": summary,
+        "response_model": None,
+        "responses": {200: {"description": "The answer.", "content": content}} | _errors(_ERRORS),
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": rules.json_schema()}},
+            }
+        },
+    }
+
+
+def reading(path: str, operation: str, summary: str, *parameters: str) -> dict[str, Any]:
+    """Arguments of FastAPI's decorator for a route that tells something of the server.
+
+    Args:
+        parameters: names in the path, each a text.
+    """
+    described = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in parameters
+    ]
+    return {
+        "path": path,
+        "operation_id": operation,
+        "summary": summary,
+        "responses": _errors(_OF_READING),
+        "openapi_extra": {"parameters": described} if described else None,
+    }
+
+
+def probing(path: str, operation: str, summary: str) -> dict[str, Any]:
+    """Arguments of FastAPI's decorator for a route that orchestrators ask; no key, no error."""
+    responses = {} if path == "/metrics" else {503: {"description": "No."}}
+    return {"path": path, "operation_id": operation, "summary": summary, "responses": responses}
+
+
+def describe(app: FastAPI) -> None:
+    """Makes the document of `app` complete: answers and errors that its routes refer to."""
+    paths_only = app.openapi
+
+    def document() -> dict[str, Any]:
+        return with_answers(paths_only(), app.state.service.attached)
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def with_answers(document: dict[str, Any], serving: Serving | None) -> dict[str, Any]:
+    """A document with the schemas of all answers; vLLM's where there is an engine."""
+    schemas = {name: dict(schema) for name, schema in _ANSWERS.values()} | {"Error": _ERROR}
+    if serving is not None:
+        answers, definitions = serving.answer_schemas(_REF)
+        schemas |= definitions
+        for name, endpoint in _ENDPOINT_OF_ANSWER.items():
+            added = {"type": "object", "properties": {"guard": _GUARD}}
+            schemas[name] = {"allOf": [answers[endpoint], added]}
+    components = document.get("components", {})
+    schemas = components.get("schemas", {}) | schemas
+    return document | {"components": components | {"schemas": schemas}}
+
+
+def _errors(statuses: Any) -> dict[int | str, dict[str, Any]]:
+    schema = {"$ref": _REF.format(model="Error")}
+    return {
+        status: {
+            "description": _ERRORS[status],
+            "content": {"application/json": {"schema": schema}},
+        }
+        for status in statuses
+    }

@@ -1,0 +1,41 @@
+"""How close each probe came to a trip, in the prompt and in the completion apart.
+
+Shapes: T tokens of one stream, K probes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from circuit_breakers.guard.aggregation import aggregate
+from circuit_breakers.guard.decision import Phase
+from circuit_breakers.guard.policy import Policy
+
+__all__ = ["margins"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def margins(
+    policy: Policy, logit_TK: FloatArray, num_prompt_tokens: int, phase: Phase
+) -> dict[str, float]:
+    """By probe, how far the highest score of a phase lies above its threshold; -inf without one.
+
+    At 0 and above the stream trips in that phase, unless it has tripped before. A maximum would
+    carry the prompt along into the completion, so there the completion's own tokens count: an
+    answer is not blamed for its question.
+
+    Args:
+        logit_TK: finite float32 logits of the whole stream, the columns in the policy's order.
+    """
+    own = slice(0, num_prompt_tokens) if phase == "prompt" else slice(num_prompt_tokens, None)
+    found = {}
+    for k, probe in enumerate(policy.probes):
+        score_T = aggregate(logit_TK[:, k], probe.aggregation)[own]
+        if phase == "completion" and probe.aggregation.kind == "max":
+            # Skipped positions, which have no score, stay without one.
+            score_T = np.where(score_T > -np.inf, logit_TK[own, k], score_T)
+        peak = float(score_T.max()) if len(score_T) else float("-inf")
+        found[probe.name] = peak - float(np.float32(probe.threshold_logit))
+    return found
