@@ -23,7 +23,7 @@ from circuit_breakers.api.accounting import RequestRecord
 from circuit_breakers.api.azure import AzureAnnotator
 from circuit_breakers.api.body import read_json_object
 from circuit_breakers.api.endpoints import Endpoint
-from circuit_breakers.api.errors import ApiError, prompt_tripped, stopped
+from circuit_breakers.api.errors import ApiError, prompt_tripped, stopped, unreadable_answer
 from circuit_breakers.api.governed_route import ticket_of
 from circuit_breakers.api.moderation import ChatModeration, ResponseModeration, moderation_request
 from circuit_breakers.api.moderations import moderate
@@ -144,11 +144,13 @@ async def _open(
     await ticket.start()
     try:
         result = await serving.start(call)
-    except ApiError:
+    except ApiError as error:
         _refuse_tripped_prompt(call, session)
         if (report := session.stopped) is not None:
             # Tool calls that broke off, which vLLM could not read.
             raise stopped(report) from None
+        if error.status < 500 and session.num_delivered_tokens:
+            raise unreadable_answer() from None
         raise
     if isinstance(result, dict):
         _refuse_tripped_prompt(call, session)

@@ -3,9 +3,9 @@
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
 `type` is invalid_request_error below 500 (requests for a 429, as OpenAI names the limit that was
-met) and server_error from there on; Anthropic's format has its own words for it. A prompt that trips is
-answered like one of OpenAI's own content filters: 400 with code content_filter, plus the guard
-report.
+met) and server_error from there on; Anthropic's format has its own words for it. A prompt that
+trips is answered like one of OpenAI's own content filters: 400 with code content_filter, plus the
+guard report.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "not_ready",
     "prompt_tripped",
     "stopped",
+    "unreadable_answer",
 ]
 
 _CODE_BY_STATUS = {
@@ -118,6 +119,16 @@ def stopped(report: GuardReport) -> ApiError:
         "again.",
         code="content_filter",
         guard=report,
+    )
+
+
+def unreadable_answer() -> ApiError:
+    """The answer where the model's tool calls do not fit the format; not the client's fault."""
+    return ApiError(
+        500,
+        "the model wrote a tool call whose arguments are not an object; send the request again, or "
+        "set 'strict' on the tool",
+        code="invalid_tool_call",
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from circuit_breakers.api.endpoints import ENDPOINTS
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.field_lists import CHAT_FIELDS, COMPLETION_FIELDS
 
@@ -64,6 +65,7 @@ def test_prompts_and_choices_are_limited_together() -> None:
         select({"prompt": ["a", "b", "c"], "n": 2}, max_choices=4)
 
 
+RULES = [spec.rules for spec in ENDPOINTS.values()]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda children: (
@@ -72,13 +74,13 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from(
-    sorted(CHAT_FIELDS.allowed | CHAT_FIELDS.ignored | CHAT_FIELDS.refused.keys())
+    sorted({name for rules in RULES for name in (*rules.names, *rules.refused)})
 )
 
 
 @given(st.dictionaries(NAMES | st.text(max_size=8), JSON, max_size=6))
 def test_any_object_is_selected_or_refused(data: dict[str, Any]) -> None:
-    for rules in (CHAT_FIELDS, COMPLETION_FIELDS):
+    for rules in RULES:
         try:
             selected = rules.select(dict(data), max_choices=4)
         except ApiError as error:

@@ -89,6 +89,49 @@ def test_a_bad_request_is_an_error_before_the_first_event(
     assert (response.status_code, response.json()["error"]["type"]) == (status, kind)
 
 
+def test_a_tool_call_that_does_not_fit_the_format_is_no_fault_of_the_clients(
+    server: Server,
+) -> None:
+    # Arguments have to be an object; the grammar lets the model write the text alone.
+    schema = {"type": "string", "enum": ["secret"]}
+    tool = {"name": "find", "strict": True, "input_schema": schema}
+    response = post(server, "Find it.", tools=[tool], tool_choice={"type": "tool", "name": "find"})
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "invalid_tool_call"
+    assert "secret" not in response.text
+
+
+def test_tools_are_called(server: Server) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"place": {"enum": ["Rome"]}},
+        "required": ["place"],
+        "additionalProperties": False,
+    }
+    tool = {"name": "find", "strict": True, "input_schema": schema}
+    for stream in (False, True):
+        response = post(
+            server,
+            "Find it.",
+            tools=[tool],
+            tool_choice={"type": "any"},
+            max_tokens=96,
+            stream=stream,
+        )
+        if stream:
+            sent = events(response)
+            assert sent[-2]["delta"]["stop_reason"] == "tool_use"
+            parts = [event["delta"].get("partial_json", "") for event in sent if "delta" in event]
+            assert json.loads("".join(parts)) == {"place": "Rome"}
+        else:
+            (call,) = response.json()["content"]
+            assert (call["type"], call["name"], call["input"]) == (
+                "tool_use",
+                "find",
+                {"place": "Rome"},
+            )
+
+
 def test_metrics_count_messages_as_they_were_delivered(server: Server) -> None:
     before = server.metrics()
     for stream in (False, True):

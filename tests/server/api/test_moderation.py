@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat.chat_completion import Moderation as ChatModerationObject
 from openai.types.chat.chat_completion_chunk import Moderation as ChunkModerationObject
@@ -176,3 +178,32 @@ def test_nothing_to_judge_is_refused(given: Any) -> None:
 def test_too_many_texts_are_refused() -> None:
     with pytest.raises(ApiError, match="got 3 texts"):
         conversations(["a", "b", "c"], max_inputs=2)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(("model", "policy", "input", "output", "mode", "role", "content")),
+            children,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+def test_any_value_is_read_or_refused(value: Any) -> None:
+    try:
+        moderation_request(value, ("b",))
+    except ApiError as error:
+        assert error.status in (400, 404)
+        assert (error.param or "").startswith("moderation")
+    try:
+        found = conversations(value, max_inputs=4)
+    except ApiError as error:
+        assert (error.status, error.param) == (400, "input")
+    else:
+        assert all(isinstance(message, dict) for messages in found for message in messages)

@@ -230,6 +230,34 @@ def test_a_response_calls_tools_of_the_client(server: Server) -> None:
     assert call.name == "find"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_call_that_trips_is_marked_as_cut_short(server: Server, stream: bool) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"place": {"type": "string"}},
+        "required": ["place"],
+    }
+    answer: Any = server.openai.responses.create(
+        model=MODEL,
+        input="Find it.",
+        tools=[{"type": "function", "name": "find", "strict": True, "parameters": parameters}],
+        tool_choice="required",
+        temperature=0,
+        max_output_tokens=96,
+        # The grammar lets the word in at the argument, and nowhere before.
+        extra_body={"logit_bias": {paris_id(server): 50}},
+        stream=stream,
+    )
+    if stream:
+        events = list(answer)
+        (done,) = (event for event in events if event.type == "response.output_item.done")
+        assert (done.item.type, done.item.status) == ("function_call", "incomplete")
+        answer = events[-1].response
+    assert answer.incomplete_details.reason == "content_filter"
+    assert [item.status for item in answer.output] == ["incomplete"]
+    assert "Paris" not in answer.model_dump_json()
+
+
 def test_nothing_of_a_response_is_kept(server: Server) -> None:
     answer = server.openai.responses.create(model=MODEL, input="hi", max_output_tokens=2)
     with pytest.raises(openai.NotFoundError):
