@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 
 from circuit_breakers.api.endpoints import ENDPOINTS, Endpoint
 from circuit_breakers.api.field_lists import MODERATION_FIELDS
@@ -166,8 +167,10 @@ def reading(path: str, operation: str, summary: str, *parameters: str) -> dict[s
 
 def probing(path: str, operation: str, summary: str) -> dict[str, Any]:
     """Arguments of FastAPI's decorator for a route that orchestrators ask; no key, no error."""
-    responses = {} if path == "/metrics" else {503: {"description": "No."}}
-    return {"path": path, "operation_id": operation, "summary": summary, "responses": responses}
+    shared = {"path": path, "operation_id": operation, "summary": summary}
+    if path == "/metrics":
+        return shared | {"response_class": PlainTextResponse}
+    return shared | {"responses": {503: {"description": "No."}}}
 
 
 def describe(app: FastAPI) -> None:
