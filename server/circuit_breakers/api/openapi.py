@@ -7,7 +7,9 @@ then an answer is any object.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Iterable
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
@@ -16,11 +18,9 @@ from circuit_breakers.api.endpoints import ENDPOINTS, Endpoint
 from circuit_breakers.api.field_lists import MODERATION_FIELDS
 from circuit_breakers.api.fields import FieldRules
 
-if TYPE_CHECKING:
-    from circuit_breakers.api.serving import Serving
-
 __all__ = ["describe", "generating", "probing", "reading", "with_answers"]
 
+_SERVING_MODULE = "circuit_breakers.api.serving"
 _REF = "#/components/schemas/{model}"
 
 _ERRORS = {
@@ -34,7 +34,7 @@ _ERRORS = {
     500: "The server is at fault; nothing of the answer was sent.",
     503: "The server is not ready, or full; see Retry-After.",
 }
-_OF_READING = (401, 403, 404, 503)
+_OF_READING = (400, 401, 403, 404, 503)
 
 _NULLABLE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _GUARD = {
@@ -178,16 +178,23 @@ def describe(app: FastAPI) -> None:
     paths_only = app.openapi
 
     def document() -> dict[str, Any]:
-        return with_answers(paths_only(), app.state.service.attached)
+        # Not imported: that would take vLLM along, into a process that has no engine yet.
+        module = sys.modules.get(_SERVING_MODULE)
+        is_live = app.state.service.attached is not None
+        return with_answers(paths_only(), module.answer_schemas if module and is_live else None)
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def with_answers(document: dict[str, Any], serving: Serving | None) -> dict[str, Any]:
-    """A document with the schemas of all answers; vLLM's where there is an engine."""
+def with_answers(document: dict[str, Any], answer_schemas: Any | None) -> dict[str, Any]:
+    """A document with the schemas of all answers; vLLM's where there is an engine.
+
+    Args:
+        answer_schemas: that of api/serving.py; None before an engine is there.
+    """
     schemas = {name: dict(schema) for name, schema in _ANSWERS.values()} | {"Error": _ERROR}
-    if serving is not None:
-        answers, definitions = serving.answer_schemas(_REF)
+    if answer_schemas is not None:
+        answers, definitions = answer_schemas(_REF)
         schemas |= definitions
         for name, endpoint in _ENDPOINT_OF_ANSWER.items():
             added = {"type": "object", "properties": {"guard": _GUARD}}
@@ -197,7 +204,7 @@ def with_answers(document: dict[str, Any], serving: Serving | None) -> dict[str,
     return document | {"components": components | {"schemas": schemas}}
 
 
-def _errors(statuses: Any) -> dict[int | str, dict[str, Any]]:
+def _errors(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
     schema = {"$ref": _REF.format(model="Error")}
     return {
         status: {

@@ -46,7 +46,14 @@ from circuit_breakers.api.responses import StreamShape
 from circuit_breakers.engine.guarded import GuardedEngine, GuardSession, current_session
 from circuit_breakers.errors import ConfigError
 
-__all__ = ["REQUEST_MODELS", "Call", "Serving", "check_tool_call_parser", "start_serving"]
+__all__ = [
+    "REQUEST_MODELS",
+    "Call",
+    "Serving",
+    "answer_schemas",
+    "check_tool_call_parser",
+    "start_serving",
+]
 
 REQUEST_MODELS = {
     "chat": ChatCompletionRequest,
@@ -164,19 +171,6 @@ class Serving:
         end: int | None = self.guarded.input_processor.tokenizer.eos_token_id
         return {} if end is None else {"allowed_token_ids": [end]}
 
-    def answer_schemas(
-        self, ref_template: str
-    ) -> tuple[dict[Endpoint, dict[str, Any]], dict[str, Any]]:
-        """JSON schemas of whole answers by endpoint, as vLLM gives them, and what they refer to."""
-        models: list[tuple[Any, Literal["serialization"]]] = [
-            (model, "serialization") for model in _ANSWER_MODELS.values()
-        ]
-        found, schema = models_json_schema(models, ref_template=ref_template)
-        answers: dict[Endpoint, dict[str, Any]] = {
-            endpoint: found[model, "serialization"] for endpoint, model in _ANSWER_MODELS.items()
-        }
-        return answers, schema["$defs"]
-
     async def start(self, call: Call) -> dict[str, Any] | AsyncGenerator[str, None]:
         """A whole response as JSON, or the events of a stream.
 
@@ -256,6 +250,20 @@ class Serving:
                 code="unsupported_parameter",
                 param="tools",
             )
+
+
+def answer_schemas(
+    ref_template: str,
+) -> tuple[dict[Endpoint, dict[str, Any]], dict[str, Any]]:
+    """JSON schemas of whole answers by endpoint, as vLLM gives them, and what they refer to."""
+    models: list[tuple[Any, Literal["serialization"]]] = [
+        (model, "serialization") for model in _ANSWER_MODELS.values()
+    ]
+    found, schema = models_json_schema(models, ref_template=ref_template)
+    answers: dict[Endpoint, dict[str, Any]] = {
+        endpoint: found[model, "serialization"] for endpoint, model in _ANSWER_MODELS.items()
+    }
+    return answers, schema["$defs"]
 
 
 def check_tool_call_parser(name: str | None) -> None:
