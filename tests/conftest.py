@@ -40,10 +40,14 @@ def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A server in enforce mode, one for all tests of a run; its end is checked too."""
     import psutil
 
-    from .server.api.conftest import Server
+    from .server.api.conftest import POLICIES, Server
 
+    root = tmp_path_factory.mktemp("enforce")
+    (root / "policies.toml").write_text(POLICIES)
     server = Server(
-        word_breaker, tmp_path_factory.mktemp("enforce"), "--tool-call-parser", "hermes"
+        word_breaker,
+        root,
+        *("--tool-call-parser", "hermes", "--policies", str(root / "policies.toml")),
     )
     try:
         server.wait_until_ready()

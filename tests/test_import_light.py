@@ -44,6 +44,7 @@ def modules_after(statement: str) -> set[str]:
         "circuit_breakers.guard.policy",
         "circuit_breakers.guard.decision",
         "circuit_breakers.models",
+        "circuit_breakers.policies.policy_book",
         "circuit_breakers.settings",
         "circuit_breakers.cli",
         "circuit_breakers_training",

@@ -9,6 +9,7 @@
     ├── EvaluationError (RuntimeError)        a suite failed, or could not be judged in full
     ├── ConfigError (ValueError)              a setting out of range or without effect
     ├── AuditError (RuntimeError)             the audit log's database does not answer
+    ├── PolicyRequestError (ValueError)       a request asks for a policy that it may not have
     ├── UnsupportedEngineError (RuntimeError) vLLM's version or mode is outside the tested range
     ├── NotReadyError (RuntimeError)          the guard could not be proven live
     └── UnguardedOutputError (RuntimeError)   the engine gave out a token that was not passed
@@ -27,6 +28,7 @@ __all__ = [
     "EvaluationError",
     "ModelError",
     "NotReadyError",
+    "PolicyRequestError",
     "UnguardedOutputError",
     "UnsupportedEngineError",
 ]
@@ -66,6 +68,10 @@ class ConfigError(CircuitBreakersError, ValueError):
 
 class AuditError(CircuitBreakersError, RuntimeError):
     """The database of the audit log does not answer, or refuses what it was given."""
+
+
+class PolicyRequestError(CircuitBreakersError, ValueError):
+    """A request asks for a policy that is not there, or that would loosen its own."""
 
 
 class UnsupportedEngineError(CircuitBreakersError, RuntimeError):

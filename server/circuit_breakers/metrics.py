@@ -7,7 +7,7 @@ an error; in observe mode the answer is delivered, so the outcome stays `ok`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -165,22 +165,29 @@ class GuardMetrics:
         self._audit_sequence.set_function(sequence)
 
     def describe_breaker(self, manifest: Manifest, digest: str, policy: str, mode: Mode) -> None:
-        """Announces the breaker that is live from now on."""
+        """Announces the breaker that is live from now on, and the policy of most requests."""
         self._policy = policy
-        # A series that starts at 0 has a rate from its first event on.
-        for outcome in get_args(Outcome):
-            self._requests.labels(self._model, policy, outcome)
+        self.describe_policies([policy])
         for phase in get_args(Phase):
             self._score.labels(phase)
-            for action in ("stopped", "observed"):
-                self._trips.labels(self._model, policy, phase, action)
         self._info.clear()
         self._info.labels(manifest.name, digest, manifest.base_model.id, policy, mode).set(1)
         created_s = manifest.created.timestamp()
         self._calibration_age.set_function(lambda: time.time() - created_s)
 
-    def record_outcome(self, outcome: Outcome) -> None:
-        self._requests.labels(self._model, self._policy, outcome).inc()
+    def describe_policies(self, names: Iterable[str]) -> None:
+        """Announces the policies that requests may run under; they are the label's closed set."""
+        # A series that starts at 0 has a rate from its first event on.
+        for name in names:
+            for outcome in get_args(Outcome):
+                self._requests.labels(self._model, name, outcome)
+            for phase in get_args(Phase):
+                for action in ("stopped", "observed"):
+                    self._trips.labels(self._model, name, phase, action)
+
+    def record_outcome(self, outcome: Outcome, policy: str | None = None) -> None:
+        """Counts a request; None for a policy that it did not come to have."""
+        self._requests.labels(self._model, policy or self._policy, outcome).inc()
 
     def record_trips(self, reports: Sequence[GuardReport]) -> None:
         """Counts the tripped streams among `reports`."""
@@ -188,7 +195,7 @@ class GuardMetrics:
             if not report.tripped:
                 continue
             action = "stopped" if was_stopped(report) else "observed"
-            self._trips.labels(self._model, self._policy, report.phase, action).inc()
+            self._trips.labels(self._model, report.policy, report.phase, action).inc()
             if report.token_index is not None:
                 self._trip_token_index.observe(report.token_index)
 

@@ -74,6 +74,12 @@ class ServeSettings(BaseSettings):
     seed: int = 0
     """Seed of the engine's sampler."""
 
+    policies: Path | None = None
+    """TOML file with named policies and API keys, read again on SIGHUP; None serves everybody
+    under `mode` and `target_fpr`."""
+    pepper_file: Path | None = None
+    """File with the secret that API keys are hashed with; CIRCUIT_BREAKERS_PEPPER instead of it."""
+
     tool_call_parser: str | None = None
     """vLLM's parser for the model's tool calls, e.g. hermes; None refuses requests with tools."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024

@@ -41,8 +41,11 @@ class RequestRecord:
     def complete(self, usage: Usage | None) -> None:
         """The response was delivered to its end."""
         assert self.session is not None, "a response comes out of a session"
-        stopped = any(was_stopped(report) for report in self.session.reports())
-        self.finish("tripped_completion" if stopped else "ok", usage)
+        self.finish(self._trip_outcome() or "ok", usage)
+
+    def break_off(self) -> None:
+        """A stream ended with an error event: that of a trip, or a fault."""
+        self.finish(self._trip_outcome() or "error")
 
     def fail(self, error: ApiError) -> None:
         """The request was answered with an error."""
@@ -52,21 +55,28 @@ class RequestRecord:
         else:
             self.finish("rejected" if error.status < 500 else "error")
 
+    def _trip_outcome(self) -> Outcome | None:
+        if self.session is None or not any(map(was_stopped, self.session.reports())):
+            return None
+        return "tripped_prompt" if self.session.prompt_tripped else "tripped_completion"
+
     def finish(self, outcome: Outcome, usage: Usage | None = None) -> None:
         """Writes the entry; later calls change nothing."""
         if self._finished:
             return
         self._finished = True
-        self._metrics.record_outcome(outcome)
+        policy = self.session.policy if self.session else None
+        self._metrics.record_outcome(outcome, policy.name if policy else None)
         if self.session is not None:
             self._record_session(self.session, outcome, usage)
 
     def _record_session(self, session: GuardSession, outcome: Outcome, usage: Usage | None) -> None:
         reports = session.reports()
         prompt_trip = session.prompt_tripped
-        # The client of a refused prompt sees one trip, however many choices were asked for.
-        refused = outcome == "tripped_prompt" and prompt_trip is not None
-        if refused and prompt_trip is not None:
+        # The client of a prompt that is answered with an error sees one trip, however many choices
+        # were asked for.
+        is_error = outcome == "tripped_prompt" and usage is None
+        if is_error and prompt_trip is not None:
             trips: list[tuple[int | None, GuardReport]] = [(None, prompt_trip)]
         else:
             trips = list(zip(session.choices, reports, strict=True))
@@ -77,7 +87,12 @@ class RequestRecord:
         self._metrics.record_scores(session.max_scores)
         num_leaked, num_held = session.num_leaked, None
         if usage is not None:
-            num_leaked += leaked_tokens(reports, *usage)
-            num_held = max(0, sum(report.num_scored for report in reports) - sum(usage))
+            # The usage has the whole of a prompt, its verdict covers what came before the trip.
+            num_prompt_tokens = usage.num_prompt_tokens - session.num_stopped_prompt_tokens
+            num_completion_tokens = usage.num_completion_tokens
+            ran = [r for r in reports if not (was_stopped(r) and r.phase == "prompt")]
+            num_leaked += leaked_tokens(ran, num_prompt_tokens, num_completion_tokens)
+            num_scored = sum(report.num_scored for report in ran)
+            num_held = max(0, num_scored - num_prompt_tokens - num_completion_tokens)
         self._metrics.record_delivery(ttft_s=session.first_delivery_s, num_held=num_held)
         self._metrics.record_faults(num_unscored=session.num_unscored, num_leaked=num_leaked)

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.refusals import (
@@ -28,6 +28,7 @@ from circuit_breakers.api.refusals import (
     too_fast,
 )
 from circuit_breakers.api.token_bucket import TokenBucket
+from circuit_breakers.policies.limits import KeyLimits
 from circuit_breakers.settings import ServeSettings
 
 __all__ = ["Admission", "Limits", "Ticket"]
@@ -40,7 +41,9 @@ class Limits:
     max_concurrent: int | None = None
     """Requests that run at once."""
     requests_per_minute: int | None = None
-    """Rate; after a quiet minute as many may come at once."""
+    """Rate."""
+    burst: int | None = None
+    """Requests that may come at once after a pause; None: a minute's."""
     request_timeout_s: float | None = None
     """From a request's arrival to the end of its answer."""
 
@@ -52,6 +55,12 @@ class Limits:
             requests_per_minute=settings.requests_per_minute,
             request_timeout_s=settings.request_timeout_s,
         )
+
+    def of_key(self, own: KeyLimits | None) -> Limits:
+        """These, with what a key has of its own in their place."""
+        if own is None:
+            return self
+        return replace(self, **own.model_dump(exclude_none=True))
 
 
 class Ticket:
@@ -270,7 +279,7 @@ def _bucket(account: _Account, limits: Limits) -> TokenBucket | None:
     if rate is None:
         account.bucket = None
     elif account.bucket is None:
-        account.bucket = TokenBucket(rate)
+        account.bucket = TokenBucket(rate, limits.burst)
     else:
-        account.bucket.per_minute = rate
+        account.bucket.per_minute, account.bucket.burst = rate, limits.burst
     return account.bucket

@@ -2,7 +2,7 @@
 
     POST /v1/chat/completions   POST /v1/completions   POST /v1/responses   POST /v1/messages
     POST /v1/moderations   GET /v1/models   GET /v1/models/NAME   GET /v1/breaker
-    GET /v1/breaker/trips   GET /v1/breaker/what-if (both for operators)
+    POST /v1/breaker/reload   GET /v1/breaker/trips   GET /v1/breaker/what-if (for operators)
     GET /metrics   GET /livez   GET /readyz   GET /openapi.json
 
 Every route that generates or scores goes through `complete` (completions.py): what holds for all
@@ -14,13 +14,14 @@ Importing this module is light: vLLM's serving classes come with the engine.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 
+from circuit_breakers.api.access import AccessGate, Caller, authenticate, require_admin
 from circuit_breakers.api.admin import add_admin_routes
 from circuit_breakers.api.completions import complete
 from circuit_breakers.api.describe import breaker_json, model_json, models_json
@@ -29,6 +30,7 @@ from circuit_breakers.api.exact_path import ExactPath
 from circuit_breakers.api.governed_route import GovernedRoute
 from circuit_breakers.api.openapi import describe, generating, probing, reading
 from circuit_breakers.api.service import Service, service_of
+from circuit_breakers.errors import ConfigError
 from circuit_breakers.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def create_app(
     _add_probes(app)
     _add_error_handlers(app)
     describe(app)
+    app.add_middleware(AccessGate, service=service)
     app.add_middleware(ExactPath)
     return app
 
@@ -93,7 +96,19 @@ def add_guarded_routes(app: FastAPI) -> None:
 
     @app.get(**reading("/v1/breaker", "getBreaker", "The breaker, and what it promises."))
     async def breaker(request: Request) -> JSONResponse:
-        return JSONResponse(breaker_json(service_of(request).serving()))
+        serving = service_of(request).serving()
+        return JSONResponse(breaker_json(serving, authenticate(request)))
+
+    @app.post(**reading("/v1/breaker/reload", "reloadPolicies", "Read the policy file again."))
+    async def reload(
+        request: Request, caller: Annotated[Caller, Depends(require_admin)]
+    ) -> JSONResponse:
+        try:
+            return JSONResponse(service_of(request).reload_policies(caller.key_id))
+        except ConfigError as e:
+            raise ApiError(
+                400, f"{e}; the old policies stay in force", code="invalid_policy_file"
+            ) from e
 
     add_admin_routes(app)
 
@@ -105,13 +120,14 @@ def add_guarded_routes(app: FastAPI) -> None:
 def _add_models(app: FastAPI) -> None:
     @app.get(**reading("/v1/models", "listModels", "The served model, and its LoRAs."))
     async def models(request: Request) -> JSONResponse:
-        return JSONResponse(models_json(service_of(request).serving()))
+        serving = service_of(request).serving()
+        return JSONResponse(models_json(serving, authenticate(request)))
 
     @app.get(**reading("/v1/models/{model:path}", "retrieveModel", "One of the models.", "model"))
     async def model(request: Request) -> JSONResponse:
         # With slashes: names from the hub have one.
         name = request.path_params["model"]
-        return JSONResponse(model_json(service_of(request).serving(), name))
+        return JSONResponse(model_json(service_of(request).serving(), authenticate(request), name))
 
 
 def _add_probes(app: FastAPI) -> None:

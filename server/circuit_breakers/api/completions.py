@@ -19,16 +19,24 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from circuit_breakers.api.access import authenticate, blocking, check_model, tightened_by
 from circuit_breakers.api.accounting import RequestRecord
 from circuit_breakers.api.azure import AzureAnnotator
 from circuit_breakers.api.body import read_json_object
 from circuit_breakers.api.endpoints import Endpoint
-from circuit_breakers.api.errors import ApiError, prompt_tripped, stopped, unreadable_answer
+from circuit_breakers.api.errors import ApiError, stopped, unreadable_answer
 from circuit_breakers.api.governed_route import ticket_of
-from circuit_breakers.api.moderation import ChatModeration, ResponseModeration, moderation_request
+from circuit_breakers.api.moderation import (
+    ChatModeration,
+    ModerationRequest,
+    ResponseModeration,
+    moderation_request,
+)
 from circuit_breakers.api.moderations import moderate
 from circuit_breakers.api.service import Service, service_of
+from circuit_breakers.api.trip_actions import act_on_body, act_on_prompt, act_on_stream
 from circuit_breakers.engine.guarded import GuardSession, guard_session
+from circuit_breakers.policies.served_policy import ServedPolicy
 
 if TYPE_CHECKING:
     from circuit_breakers.api.admission import Ticket
@@ -57,20 +65,29 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
     record = service.new_record()
     try:
         serving = service.serving()
+        caller = authenticate(request)
+        record.key_id = caller.key_id
         data = await read_json_object(request, service.settings.max_body_bytes)
-        with guard_session() as session:
+        served = tightened_by(caller, data)
+        asked = moderation_request(data.get("moderation"), (serving.breaker_name,))
+        if asked is not None:
+            served = blocking(served, asked.blocked_phases)
+        with guard_session(served.policy) as session:
             record.session = session
             if endpoint == "moderation":
+                check_model(caller, serving.model_name)
                 max_inputs = service.settings.max_choices
-                work = _moderate(serving, data, max_inputs, ticket_of(request))
+                work = _moderate(serving, data, served, max_inputs, ticket_of(request))
                 body = await _unless_gone(request, work)
                 record.complete(None)
                 return JSONResponse(body, headers={"X-Request-Id": record.request_id})
             call = serving.parse(endpoint, data, max_choices=service.settings.max_choices)
             record.request_id = call.shape.id or record.request_id
             record.model = call.shape.model
-            call.annotators = tuple(_annotators(call, data, serving, service, request))
-            opened = await _unless_gone(request, _open(serving, call, session, ticket_of(request)))
+            check_model(caller, call.shape.model)
+            call.annotators = tuple(_annotators(call, asked, serving, service, request))
+            opening = _open(serving, call, session, served, ticket_of(request))
+            opened = await _unless_gone(request, opening)
     except ApiError as error:
         record.fail(error)
         error.headers["X-Request-Id"] = record.request_id
@@ -82,27 +99,22 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
         record.finish("error")
         raise
     if isinstance(opened, _OpenStream):
-        return _EventResponse(_Delivery(opened, call, session, record))
+        return _EventResponse(_Delivery(opened, call, session, served, record))
     record.complete(call.usage())
     return JSONResponse(opened, headers={"X-Request-Id": record.request_id})
 
 
 def _annotators(
-    call: Call, data: dict[str, Any], serving: Serving, service: Service, request: Request
+    call: Call,
+    asked: ModerationRequest | None,
+    serving: Serving,
+    service: Service,
+    request: Request,
 ) -> Iterator[Annotator]:
     """What the client asked for, and the operator, besides the guard's own report."""
-    breaker = serving.guarded.breaker.manifest.name
-    if (asked := moderation_request(data.get("moderation"), (breaker,))) is not None:
-        if asked.blocked_phases and serving.guarded.mode != "enforce":
-            raise ApiError(
-                400,
-                "moderation.policy: got mode 'block' on a server that observes, expected 'score': "
-                "it would stop nothing; ask for 'score', or start the server with --mode enforce",
-                code="unsupported_value",
-                param="moderation.policy",
-            )
+    if asked is not None:
         kind = ResponseModeration if call.endpoint == "response" else ChatModeration
-        yield kind(breaker, call.shape.num_choices)
+        yield kind(serving.breaker_name, call.shape.num_choices)
     if service.settings.azure_annotations and call.endpoint in ("chat", "completion"):
         yield AzureAnnotator(
             num_choices=call.shape.num_choices,
@@ -112,10 +124,10 @@ def _annotators(
 
 
 async def _moderate(
-    serving: Serving, data: dict[str, Any], max_inputs: int, ticket: Ticket
+    serving: Serving, data: dict[str, Any], served: ServedPolicy, max_inputs: int, ticket: Ticket
 ) -> dict[str, Any]:
     await ticket.start()
-    return await moderate(serving, data, max_inputs=max_inputs)
+    return await moderate(serving, data, served.policy, max_inputs=max_inputs)
 
 
 class _OpenStream:
@@ -134,7 +146,7 @@ class _OpenStream:
 
 
 async def _open(
-    serving: Serving, call: Call, session: GuardSession, ticket: Ticket
+    serving: Serving, call: Call, session: GuardSession, served: ServedPolicy, ticket: Ticket
 ) -> dict[str, Any] | _OpenStream:
     """A whole response, or a stream as soon as the verdict on every prompt is known.
 
@@ -145,7 +157,7 @@ async def _open(
     try:
         result = await serving.start(call)
     except ApiError as error:
-        _refuse_tripped_prompt(call, session)
+        act_on_prompt(session, served, call, may_refuse=False)
         if (report := session.stopped) is not None:
             # Tool calls that broke off, which vLLM could not read.
             raise stopped(report) from None
@@ -153,13 +165,15 @@ async def _open(
             raise unreadable_answer() from None
         raise
     if isinstance(result, dict):
-        _refuse_tripped_prompt(call, session)
-        return call.format.whole(result, session, call)
+        act_on_prompt(session, served, call)
+        body = call.format.whole(result, session, call)
+        act_on_body(body, session, served, call.endpoint)
+        return body
     first: list[str] = []
     prompts = set(range(call.num_prompts))
     try:
         async for event in result:
-            _refuse_tripped_prompt(call, session)
+            act_on_prompt(session, served, call)
             first.append(event)
             # Some formats say something before there is a prompt.
             if call.format.is_end(event) or call.prompts_of(session.judged_choices()) >= prompts:
@@ -170,23 +184,24 @@ async def _open(
     return _OpenStream(first, result)
 
 
-def _refuse_tripped_prompt(call: Call, session: GuardSession) -> None:
-    if (report := session.prompt_tripped) is not None:
-        raise prompt_tripped(report, param=call.prompt_field)
-
-
 class _Delivery:
     """A stream on its way to the client, and its entry in the metrics."""
 
     def __init__(
-        self, opened: _OpenStream, call: Call, session: GuardSession, record: RequestRecord
+        self,
+        opened: _OpenStream,
+        call: Call,
+        session: GuardSession,
+        served: ServedPolicy,
+        record: RequestRecord,
     ) -> None:
         self._rest = opened.rest
         self._call = call
         self._record = record
         self.request_id = record.request_id
         self._session = session
-        self._events = call.format.stream(opened.events(), session, call)
+        events = call.format.stream(opened.events(), session, call)
+        self._events = act_on_stream(events, session, served, call.endpoint)
 
     async def events(self) -> AsyncIterator[str]:
         num_events = 0
@@ -198,11 +213,8 @@ class _Delivery:
                 yield event
                 num_events += 1
         except ApiError as broken:
+            self._record.break_off()
             report = self._session.stopped
-            if report is None:
-                self._record.finish("error")
-            else:
-                self._record.complete(None)
             error = broken if report is None else stopped(report)
             yield self._call.format.error_event(error, num_events)
 

@@ -4,6 +4,7 @@
                                      POST /v1/responses          POST /v1/messages
     ours, new                        POST /v1/moderations        GET /v1/breaker
                                      GET /v1/breaker/trips       GET /v1/breaker/what-if
+                                     POST /v1/breaker/reload
     vLLM's, on the guarded engine    POST /v1/chat/completions/batch
     vLLM's, without generation       models, tokenize, health, metrics, documentation
     everything else                  404
@@ -21,16 +22,17 @@ from argparse import Namespace
 from os import environ
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from circuit_breakers.api.access import AccessGate, authenticate
 from circuit_breakers.api.admin import ADMIN_ROUTES
 from circuit_breakers.api.app import add_guarded_routes
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.openapi import describe
-from circuit_breakers.api.service import Service
+from circuit_breakers.api.service import Service, reload_on_hangup
 from circuit_breakers.api.trail import open_trail
 from circuit_breakers.engine import dropin
 from circuit_breakers.engine.breaker_request import is_requested
@@ -45,8 +47,9 @@ __all__ = ["EndpointPlugin", "RouteGate"]
 _OWN = (
     *("POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses"),
     *("POST /v1/messages", "POST /v1/moderations", "GET /v1/breaker"),
-    *ADMIN_ROUTES,
+    *("POST /v1/breaker/reload", *ADMIN_ROUTES),
 )
+_WITHOUT_KEY = frozenset({"/health", "/ping"})
 _WITHOUT_GENERATION = (
     *("GET /health", "GET /ping", "POST /ping", "GET /load", "GET /version"),
     *("GET /v1/models", "POST /tokenize", "POST /detokenize", "GET /tokenizer_info"),
@@ -86,6 +89,7 @@ class EndpointPlugin:
         add_guarded_routes(app)
         describe(app)
         app.add_middleware(RouteGate, service=app.state.service)
+        app.add_middleware(AccessGate, service=app.state.service, open_paths=_WITHOUT_KEY)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Builds vLLM's serving classes on the guarded engine, and proves the guard live.
@@ -129,6 +133,7 @@ class EndpointPlugin:
         serving = Serving(guarded, state)
         await run_canaries(serving)
         service.attach(serving)
+        reload_on_hangup(service)
         service.ready()
 
 
@@ -183,6 +188,7 @@ class RouteGate:
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = self._service.new_record()
+        record.key_id = authenticate(Request(scope)).key_id
         status = 500
 
         async def noting_status(message: Message) -> None:

@@ -112,7 +112,7 @@ def prompt_tripped(report: GuardReport, *, param: str) -> ApiError:
 
 
 def stopped(report: GuardReport) -> ApiError:
-    """The answer where vLLM cannot put what was said before a trip into a response's format."""
+    """The answer to a trip where the text before it cannot or may not be shown."""
     return ApiError(
         400,
         f"The {report.phase} was stopped by the circuit breaker. Change the prompt and send it "

@@ -14,6 +14,7 @@ from typing import Any
 
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.prompts import num_prompts
+from circuit_breakers.policies.tightening import GuardRequest
 
 __all__ = ["FieldRules"]
 
@@ -85,10 +86,14 @@ class FieldRules:
 
     def json_schema(self) -> dict[str, Any]:
         """The top level of the request body, for OpenAPI."""
+        # `guard` is read before the fields are selected (api/access.py).
         return {
             "type": "object",
             "required": [self.prompt_field, *self.required],
-            "properties": {name: {} for name in sorted(self.names)},
+            "properties": {
+                "guard": GuardRequest.model_json_schema(),
+                **{name: {} for name in sorted(self.names)},
+            },
             "additionalProperties": False,
         }
 

@@ -15,6 +15,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
+from circuit_breakers.api.access import authenticate
 from circuit_breakers.api.admission import Ticket
 from circuit_breakers.api.endpoints import ENDPOINTS
 from circuit_breakers.api.errors import ApiError
@@ -24,7 +25,6 @@ from circuit_breakers.metrics import Refusal
 __all__ = ["GovernedRoute", "ticket_of"]
 
 _TICKET = "circuit_breakers.ticket"
-_ANONYMOUS = "anonymous"
 _LAST_WORD_S = 1.0
 """Time for the error event of a client that may not be reading."""
 _NAMED_EVENTS = {
@@ -51,7 +51,9 @@ class GovernedRoute(APIRoute):
         service: Service = scope["app"].state.service
         answer = _Answer(send, service)
         try:
-            async with service.admission.admit(_ANONYMOUS, service.limits) as ticket:
+            caller = authenticate(Request(scope))
+            limits = service.limits.of_key(caller.limits)
+            async with service.admission.admit(caller.key_id, limits) as ticket:
                 scope[_TICKET] = answer.ticket = ticket
                 body = _Body(receive, service.settings.body_timeout_s)
                 await super().handle(scope, body.receive, answer.send)

@@ -1,6 +1,7 @@
 """From settings to a server that answers, and back down again.
 
     bind the port -> answer /livez -> model, breaker, memory -> engine -> canaries -> ready
+    SIGHUP -> policy file again
     SIGTERM -> not ready -> drain delay -> refuse new requests, let running ones end -> stop
     second SIGTERM -> stop at once
 
@@ -34,11 +35,12 @@ from circuit_breakers.api.preflight import (
     check_memory,
     memory_need,
 )
-from circuit_breakers.api.service import Service
+from circuit_breakers.api.service import Service, reload_on_hangup
 from circuit_breakers.api.trail import open_trail
 from circuit_breakers.artifact import Breaker, builtin_breaker_path, load_breaker
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.guard.operating_point import probes_at
+from circuit_breakers.guard.policy import Policy
 from circuit_breakers.models import ResolvedModel, resolve_model
 from circuit_breakers.settings import ServeSettings
 
@@ -111,6 +113,7 @@ async def _serve(
     stop = asyncio.Event()
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, _stop, stop)
+    reload_on_hangup(service)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
     async with AsyncExitStack() as stack:
@@ -177,6 +180,8 @@ def _end(exit_code: int) -> NoReturn:
 async def _start(service: Service, settings: ServeSettings, stack: AsyncExitStack) -> None:
     service.wait_for("loading the model and the breaker")
     model, breaker = await asyncio.to_thread(load_parts, settings)
+    own = Policy.from_manifest(breaker.manifest, settings.mode, settings.target_fpr)
+    service.governance.check(breaker.manifest, own)
     service.wait_for("loading vLLM")
     for module in _HEAVY_MODULES:
         await asyncio.to_thread(importlib.import_module, module)
@@ -221,7 +226,9 @@ def _ready_lines(service: Service, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 (only shown)
     url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
-    guarded = service.serving().guarded
+    breaker = service.serving().guarded.breaker
+    policy = service.governance.book.default.policy
+    wants_key = " -H 'Authorization: Bearer KEY'" if service.governance.rules.keys else ""
     name = service.settings.model_name
     question = "What is the capital of France?"
     body = {
@@ -230,9 +237,9 @@ def _ready_lines(service: Service, listener: socket.socket) -> str:
         "max_tokens": 32,
     }
     return (
-        f"ready: {name} on {url}, breaker {guarded.breaker.manifest.name} "
-        f"{guarded.breaker.digest[:12]}, mode {guarded.mode}\n"
-        f"try:   curl {url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"ready: {name} on {url}, breaker {breaker.manifest.name} "
+        f"{breaker.digest[:12]}, mode {policy.mode}\n"
+        f"try:   curl {url}/v1/chat/completions{wants_key} -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'"
     )
 

@@ -19,6 +19,7 @@ from circuit_breakers.api.moderation import (
     moderation_result,
 )
 from circuit_breakers.engine.guarded import guard_session
+from circuit_breakers.guard.policy import Policy
 
 if TYPE_CHECKING:
     from circuit_breakers.api.serving import Serving
@@ -26,18 +27,22 @@ if TYPE_CHECKING:
 __all__ = ["moderate"]
 
 
-async def moderate(serving: Serving, data: dict[str, Any], *, max_inputs: int) -> dict[str, Any]:
+async def moderate(
+    serving: Serving, data: dict[str, Any], policy: Policy, *, max_inputs: int
+) -> dict[str, Any]:
     """The answer to one moderation request, in OpenAI's shape.
 
+    Args:
+        policy: whose thresholds count, and whose probes are judged.
     Raises:
         ApiError: the input is nothing to judge, too much or too long, or a token got no score.
     """
     selected = MODERATION_FIELDS.select(data, max_choices=max_inputs)
-    breaker = serving.guarded.breaker.manifest.name
+    breaker = serving.breaker_name
     known = (breaker, serving.model_name)
     check_moderation_model(selected.get("model"), known, param="model")
     asked = conversations(selected.get("input"), max_inputs=max_inputs)
-    tasks = [asyncio.create_task(_margins(serving, messages)) for messages in asked]
+    tasks = [asyncio.create_task(_margins(serving, policy, messages)) for messages in asked]
     try:
         margins = await asyncio.gather(*tasks)
     finally:
@@ -51,7 +56,9 @@ async def moderate(serving: Serving, data: dict[str, Any], *, max_inputs: int) -
     }
 
 
-async def _margins(serving: Serving, messages: list[dict[str, Any]]) -> dict[str, float]:
+async def _margins(
+    serving: Serving, policy: Policy, messages: list[dict[str, Any]]
+) -> dict[str, float]:
     """By probe, how far a conversation's highest score lies above the threshold."""
     # An answer is judged as the server saw it being written: without the end of its turn.
     answered = messages[-1].get("role") == "assistant"
@@ -63,7 +70,7 @@ async def _margins(serving: Serving, messages: list[dict[str, Any]]) -> dict[str
         "add_generation_prompt": not answered,
         "continue_final_message": answered,
     }
-    with guard_session() as session:
+    with guard_session(policy) as session:
         try:
             await serving.start(serving.parse("chat", request, max_choices=1))
         except ApiError as error:

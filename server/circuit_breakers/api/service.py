@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from prometheus_client import CollectorRegistry
@@ -10,21 +13,29 @@ from prometheus_client import CollectorRegistry
 from circuit_breakers.api.accounting import RequestRecord
 from circuit_breakers.api.admission import Admission, Limits
 from circuit_breakers.api.errors import ApiError, not_ready
-from circuit_breakers.api.trail import AuditTrail
+from circuit_breakers.api.governance import Governance
+from circuit_breakers.api.trail import SERVER_KEY_ID, AuditTrail
+from circuit_breakers.errors import ConfigError
 from circuit_breakers.metrics import GuardMetrics, LoadMetrics
 from circuit_breakers.settings import ServeSettings
 
 if TYPE_CHECKING:
     from circuit_breakers.api.serving import Serving
 
-__all__ = ["Service", "service_of"]
+__all__ = ["Service", "reload_on_hangup", "service_of"]
 
 
 class Service:
     """State of one server process, from loading to ready."""
 
     def __init__(self, settings: ServeSettings, registry: CollectorRegistry) -> None:
+        """Starts without an engine.
+
+        Raises:
+            ConfigError: the policy file does not fit.
+        """
         self.settings = settings
+        self.governance = Governance(settings)
         self.registry = registry
         self.metrics = GuardMetrics(registry, model=settings.model_name)
         self.trail = AuditTrail()
@@ -48,14 +59,36 @@ class Service:
         self._waiting_for = what
 
     def attach(self, serving: Serving) -> None:
-        """Takes the engine in; requests are still refused."""
+        """Takes the engine in; requests are still refused.
+
+        Raises:
+            ConfigError: a policy of the file does not fit its breaker.
+        """
         self._serving = serving
-        guarded = serving.guarded
-        breaker = guarded.breaker
-        self.metrics.describe_breaker(
-            breaker.manifest, breaker.digest, guarded.policy.name, guarded.mode
-        )
-        self.trail.begin(breaker.digest, f"breaker {breaker.manifest.name}, mode {guarded.mode}")
+        breaker = serving.guarded.breaker
+        self.governance.attach(breaker.manifest, serving.guarded.policy)
+        book = self.governance.book
+        default = book.default.policy
+        self.metrics.describe_breaker(breaker.manifest, breaker.digest, default.name, default.mode)
+        self.metrics.describe_policies(book.policies)
+        self.trail.begin(breaker.digest, f"breaker {breaker.manifest.name}, mode {default.mode}")
+
+    def reload_policies(self, key_id: str = SERVER_KEY_ID) -> dict[str, Any]:
+        """Reads the policy file again and puts it in force; what is in force afterwards.
+
+        Args:
+            key_id: who asked for it.
+        Raises:
+            ConfigError: it does not fit; the old one stays in force.
+        """
+        try:
+            in_force = self.governance.reload()
+        except ConfigError:
+            self.trail.record_admin("reload refused", key_id=key_id)
+            raise
+        self.metrics.describe_policies(in_force["policies"])
+        self.trail.record_admin("reload", key_id=key_id, detail=f"sha256 {in_force['digest']}")
+        return in_force
 
     def ready(self) -> None:
         """Opens the routes that need the engine."""
@@ -101,6 +134,18 @@ class Service:
             raise not_ready(self._waiting_for)
         assert self._serving is not None, "ready() needs it"
         return self._serving
+
+
+def reload_on_hangup(service: Service) -> None:
+    """Makes SIGHUP read the policy file again; without one it ends the process, as ever."""
+
+    def reload() -> None:
+        # What is wrong with the file is in the log by then.
+        with suppress(ConfigError):
+            service.reload_policies()
+
+    if service.governance.has_file:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 def service_of(request: Request) -> Service:

@@ -138,6 +138,12 @@ class Serving:
         self._on_cpu = guarded.vllm_config.device_config.device_type == "cpu"
 
     @property
+    def breaker_name(self) -> str:
+        """The name that clients pass as moderation model."""
+        name: str = self.guarded.breaker.manifest.name
+        return name
+
+    @property
     def max_model_len(self) -> int:
         length: int = self.guarded.model_config.max_model_len
         return length

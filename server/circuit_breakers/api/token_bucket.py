@@ -1,4 +1,4 @@
-"""A token bucket: a steady rate, and as much at once after a quiet minute.
+"""A token bucket: a steady rate, and some at once after a pause.
 
 Our own, since no library at hand has one that refuses and tells when to come back: `limits` counts
 windows, which let twice the rate through at their edges, and `aiolimiter` makes the caller wait.
@@ -15,13 +15,14 @@ _ROUNDING = 1e-9
 
 
 class TokenBucket:
-    """Holds `per_minute` tokens and gets as many a minute; starts full.
+    """Gets `per_minute` tokens a minute and holds `burst`, or a minute's; starts full.
 
     Its whole state is the time at which it will be full again.
     """
 
-    def __init__(self, per_minute: int) -> None:
+    def __init__(self, per_minute: int, burst: int | None = None) -> None:
         self.per_minute = per_minute
+        self.burst = burst
         """May be changed at any time; what was taken stays taken, as a share of a minute."""
         self._full_at_s = -math.inf
 
@@ -31,12 +32,12 @@ class TokenBucket:
 
     def token_in_s(self, now_s: float) -> float:
         """Seconds until there is a token; 0 when there is one."""
-        wait_s = self.full_in_s(now_s) + self._interval_s - _MINUTE_S
+        wait_s = self.full_in_s(now_s) + self._interval_s - self._size_s
         return wait_s if wait_s > _ROUNDING else 0.0
 
     def remaining(self, now_s: float) -> int:
         """Whole tokens."""
-        return int((_MINUTE_S - self.full_in_s(now_s)) / self._interval_s + _ROUNDING)
+        return max(0, int((self._size_s - self.full_in_s(now_s)) / self._interval_s + _ROUNDING))
 
     def take(self, now_s: float) -> None:
         """Takes one token, which must be there."""
@@ -46,3 +47,8 @@ class TokenBucket:
     @property
     def _interval_s(self) -> float:
         return _MINUTE_S / self.per_minute
+
+    @property
+    def _size_s(self) -> float:
+        """Seconds in which an empty bucket gets full."""
+        return _MINUTE_S if self.burst is None else self.burst * self._interval_s

@@ -17,11 +17,11 @@ from circuit_breakers.settings import ServeSettings
 if TYPE_CHECKING:
     from circuit_breakers.audit.writer import AuditWriter
 
-__all__ = ["AuditTrail", "RequestIdentity", "open_trail"]
+__all__ = ["SERVER_KEY_ID", "AuditTrail", "RequestIdentity", "open_trail"]
 
 logger = logging.getLogger(__name__)
 
-_SERVER = "server"
+SERVER_KEY_ID = "server"
 """Key id of what the server does by itself."""
 
 
@@ -52,7 +52,7 @@ class AuditTrail:
         self._breaker = breaker
         if self.writer is not None:
             self.writer.start()
-            self.record_admin("started", key_id=_SERVER, detail=detail)
+            self.record_admin("started", key_id=SERVER_KEY_ID, detail=detail)
 
     def close(self) -> None:
         """Writes what waits; the rest stays in the spool for the next start."""

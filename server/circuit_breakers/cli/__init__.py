@@ -9,6 +9,7 @@ from circuit_breakers.cli.auditing import audit_export, audit_prune, audit_verif
 from circuit_breakers.cli.benchmarks import bench_serve, bench_train
 from circuit_breakers.cli.datasets import data_build, data_import
 from circuit_breakers.cli.evaluation import evaluate
+from circuit_breakers.cli.keys import keys_new
 from circuit_breakers.cli.serving import serve, verify, version
 from circuit_breakers.cli.training import recipes, report, train
 
@@ -22,6 +23,7 @@ __all__ = [
     "data_build",
     "data_import",
     "evaluate",
+    "keys_new",
     "main",
     "recipes",
     "replay",

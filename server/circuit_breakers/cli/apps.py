@@ -11,7 +11,15 @@ import typer
 
 from circuit_breakers.errors import CircuitBreakersError, ConfigError
 
-__all__ = ["app", "audit_app", "bench_app", "data_app", "import_extra", "reported_errors"]
+__all__ = [
+    "app",
+    "audit_app",
+    "bench_app",
+    "data_app",
+    "import_extra",
+    "keys_app",
+    "reported_errors",
+]
 
 app = typer.Typer(
     name="circuit-breakers",
@@ -25,9 +33,11 @@ app = typer.Typer(
 data_app = typer.Typer(help="Training data.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure the guard's cost, and its training's.", no_args_is_help=True)
 audit_app = typer.Typer(help="The audit log of trips and acts.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(keys_app, name="keys")
 
 
 @contextmanager

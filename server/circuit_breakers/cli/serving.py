@@ -75,6 +75,14 @@ def serve(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler. [0]")] = None,
+    policies: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with policies and API keys; SIGHUP reads it again. [none]"),
+    ] = None,
+    pepper_file: Annotated[
+        Path | None,
+        typer.Option(help="Secret that API keys are hashed with. [$CIRCUIT_BREAKERS_PEPPER]"),
+    ] = None,
     tool_call_parser: Annotated[
         str | None,
         typer.Option(help="vLLM's parser for tool calls, e.g. hermes. [no tool calls]"),

@@ -16,13 +16,14 @@ from typing import Any
 
 from circuit_breakers.artifact import Breaker
 from circuit_breakers.engine.delivery import TokenScores
+from circuit_breakers.engine.request_policy import own_args
 from circuit_breakers.errors import ConfigError, UnguardedOutputError
 from circuit_breakers.guard.breaker import StreamBreaker
 from circuit_breakers.guard.decision import GuardReport, Mode, Phase
 from circuit_breakers.guard.margins import margins
 from circuit_breakers.guard.policy import Policy
 
-__all__ = ["GuardSession", "GuardedEngine", "current_session", "guard_session"]
+__all__ = ["GuardSession", "GuardedEngine", "current_session", "governed_by", "guard_session"]
 
 _PASSED_THROUGH = frozenset(
     {
@@ -66,7 +67,9 @@ class _Stream:
 class GuardSession:
     """What the guard saw while one HTTP request was handled; a request may have many streams."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.policy = policy or _governing.get()
+        """What every stream is judged by; None leaves it to the engine's own policy."""
         self._streams: dict[int, _Stream] = {}
         self._num_choices = 0
         self.error: Exception | None = None
@@ -136,6 +139,15 @@ class GuardSession:
         return margins(stream.policy, logit_TP, stream.num_prompt_tokens, phase)
 
     @property
+    def num_stopped_prompt_tokens(self) -> int:
+        """Prompt tokens of the streams that were stopped on their prompt, and deliver nothing."""
+        return sum(
+            stream.num_prompt_tokens
+            for stream in self._streams.values()
+            if stream.stopped and stream.breaker.report().phase == "prompt"
+        )
+
+    @property
     def max_scores(self) -> dict[Phase, float]:
         """Highest running score by phase, over all streams; a phase without scores is absent."""
         peaks: dict[Phase, float] = {}
@@ -189,6 +201,17 @@ class GuardSession:
 
 
 _session: ContextVar[GuardSession | None] = ContextVar("circuit_breakers_session", default=None)
+_governing: ContextVar[Policy | None] = ContextVar("circuit_breakers_policy", default=None)
+
+
+@contextmanager
+def governed_by(policy: Policy | None) -> Iterator[None]:
+    """Every session that is opened inside has this policy, unless it is given one of its own."""
+    token = _governing.set(policy)
+    try:
+        yield
+    finally:
+        _governing.reset(token)
 
 
 def current_session() -> GuardSession | None:
@@ -197,9 +220,14 @@ def current_session() -> GuardSession | None:
 
 
 @contextmanager
-def guard_session() -> Iterator[GuardSession]:
-    """Collects every generate() call made inside into one session."""
-    session = GuardSession()
+def guard_session(policy: Policy | None = None) -> Iterator[GuardSession]:
+    """Collects every generate() call made inside into one session.
+
+    Args:
+        policy: what its streams are judged by; None takes that of `governed_by`, or else the
+            engine's own.
+    """
+    session = GuardSession(policy)
     token = _session.set(session)
     try:
         yield session
@@ -233,6 +261,7 @@ class GuardedEngine:
         self.breaker = breaker
         self.mode = mode
         self.policy = Policy.from_manifest(breaker.manifest, mode, target_fpr)
+        """What a session without a policy is judged by."""
         self.vllm_args = vllm_args
         """Namespace of vLLM's own argument parser, for its serving classes."""
 
@@ -262,6 +291,8 @@ class GuardedEngine:
         params.extra_args = None
         kwargs["lora_request"] = self._adapter(kwargs.get("lora_request"))
         session = _session.get() or GuardSession()
+        if session.policy is not None:
+            params.extra_args = own_args(session.policy)
         first_choice = session.add_request(params.n)
         outputs = self._engine.generate(prompt, params, request_id, **kwargs)
         delta = params.output_kind.name == "DELTA"
@@ -293,7 +324,8 @@ class GuardedEngine:
                 num_prompt_tokens = len(output.prompt_token_ids)
                 for completion in output.outputs:
                     choice = first_choice + completion.index
-                    stream = session.stream(self.policy, choice, num_prompt_tokens)
+                    policy = session.policy or self.policy
+                    stream = session.stream(policy, choice, num_prompt_tokens)
                     self._check(session, stream, completion, delta)
                 if any(completion.token_ids for completion in output.outputs):
                     session.delivered()
@@ -329,7 +361,7 @@ class GuardedEngine:
                 f"the engine gave out {end} tokens with {breaker.num_scored} scores; "
                 "the guard plugin is not live in the engine core, restart the server"
             )
-        if self.mode == "enforce" and breaker.trip is not None:
+        if stream.policy.mode == "enforce" and breaker.trip is not None:
             num_leaked = end - breaker.trip.token_index if num_delivered else 0
             if num_leaked > 0:
                 session.num_leaked += num_leaked

@@ -12,6 +12,7 @@ from functools import wraps
 from typing import Any
 
 from circuit_breakers.engine.config import EngineGuardConfig
+from circuit_breakers.engine.request_policy import OwnArgs
 from circuit_breakers.errors import ConfigError
 
 __all__ = ["check_prompt", "check_sampling_params", "control_token_ids", "install"]
@@ -51,6 +52,8 @@ def check_sampling_params(
         )
     for name, (neutral, why) in _REFUSED.items():
         value = getattr(params, name)
+        if name == "extra_args" and type(value) is OwnArgs:
+            continue
         if not any(type(value) is type(v) and value == v for v in neutral):
             raise ConfigError(f"got {name}, expected none: {why}; remove it")
     if set(params.stop_token_ids or ()) - control_token_ids:

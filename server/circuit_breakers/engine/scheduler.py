@@ -29,6 +29,7 @@ from circuit_breakers.engine.block_scores import BlockScores, gate_prefix_cache
 from circuit_breakers.engine.compat import check_engine_config, check_scheduler
 from circuit_breakers.engine.config import ADAPTER_NAME, EngineGuardConfig
 from circuit_breakers.engine.delivery import STOP_REASON, attach_scores
+from circuit_breakers.engine.running_streams import RunningStreams
 from circuit_breakers.engine.score_rows import nan_rows
 from circuit_breakers.engine.stream import RequestStream
 from circuit_breakers.engine.worker import SCORES_ATTRIBUTE
@@ -53,8 +54,9 @@ class SchedulerGuard:
     def __init__(self, config: EngineGuardConfig, scheduler: Any) -> None:
         breaker = config.load_breaker()
         self.policy = Policy.from_manifest(breaker.manifest, config.mode, config.target_fpr)
+        """What a request is judged by that brings no policy of its own."""
         self._dynamic_adapter = config.adapter == "dynamic"
-        self._streams: dict[str, RequestStream] = {}
+        self._streams = RunningStreams()
         block_size: int = scheduler.hash_block_size
         blocks_per_kv_block = max(1, scheduler.block_size // block_size)
         self.block_scores = BlockScores(
@@ -71,8 +73,11 @@ class SchedulerGuard:
     ) -> list[RequestStream]:
         """Takes the step's rows in, before vLLM updates its requests; the streams that ran."""
         logit_NP = self._rows(scheduler_output, runner_output)
-        # Nearly always harmless: then no request's part has to be looked at.
-        may_trip_N = None if self.policy.is_harmless(logit_NP) else self.policy.may_trip(logit_NP)
+        # Nearly always harmless: then no running request's part has to be looked at.
+        screen = self._streams.screen
+        may_trip_N = (
+            None if screen is None or screen.is_harmless(logit_NP) else screen.may_trip(logit_NP)
+        )
         # Where a running request stands is known; only these have moved.
         starts = {r.req_id: r.num_computed_tokens for r in scheduler_output.scheduled_new_reqs}
         cached = scheduler_output.scheduled_cached_reqs
@@ -97,12 +102,16 @@ class SchedulerGuard:
                 num_accepted = max(len(runner_output.sampled_token_ids[i]) - 1, 0)
                 num_tokens -= len(drafts) - num_accepted
             stream = self._streams.get(req_id)
+            is_new = stream is None
             if stream is None:
-                stream = self._streams[req_id] = RequestStream(self.policy, request)
+                stream = self._streams.open(request, self.policy)
             if (start := starts.get(req_id)) is not None:
                 stream.restart(start, block_scores)
             rows = raw[begin * row_bytes : (begin + num_tokens) * row_bytes]
-            may_trip = may_trip_N is not None and bool(may_trip_N[begin : begin + num_tokens].any())
+            # The screen above did not know of a new one's policy.
+            may_trip = is_new or (
+                may_trip_N is not None and bool(may_trip_N[begin : begin + num_tokens].any())
+            )
             if self._dynamic_adapter and not _runs_breaker_adapter(request):
                 rows, may_trip = nan_rows(num_tokens, logit_NP.shape[1]), True
             stream.write(rows, may_trip)
@@ -117,7 +126,7 @@ class SchedulerGuard:
             stream.trim(stream.request.num_tokens)
             trip = stream.judge()
             # A token without a score stops the request in every mode: that is a fault, not a trip.
-            if trip is not None and (self.policy.mode == "enforce" or np.isnan(trip.score)):
+            if trip is not None and (stream.policy.mode == "enforce" or np.isnan(trip.score)):
                 trips[stream.request.request_id] = trip
         return trips
 
@@ -150,7 +159,7 @@ class SchedulerGuard:
             else:
                 end = _keep_judged(stream.request, output, stream.num_judged)
                 released.append(_send(stream, output, min(stream.num_judged, end)))
-                del self._streams[output.request_id]
+                self._streams.close(output.request_id)
         return released
 
     def stop(self, stream: RequestStream, trip: Trip, output: Any) -> list[Any]:
@@ -159,7 +168,7 @@ class SchedulerGuard:
         Args:
             output: of this step; a blank one for a request that had none.
         """
-        del self._streams[stream.request.request_id]
+        self._streams.close(stream.request.request_id)
         released = []
         held = stream.held
         if held is not None:
@@ -187,7 +196,8 @@ class SchedulerGuard:
     def forget(self, request_ids: Any) -> None:
         """Drops what is held for requests that ended elsewhere."""
         for request_id in request_ids:
-            self._streams.pop(request_id, None)
+            if request_id in self._streams:
+                self._streams.close(request_id)
 
     def _rows(self, scheduler_output: Any, runner_output: Any) -> FloatArray:
         """The worker's rows (N, P); all NaN when they are missing or of another shape."""

@@ -5,6 +5,7 @@ Shapes: T tokens of one request, P probes.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ class RequestStream:
 
     __slots__ = (
         "_breaker",
+        "_judged_from",
+        "_judged_to",
         "_num_published",
-        "_policy",
         "_rows",
         "_suspect",
         "held",
@@ -32,13 +34,19 @@ class RequestStream:
         "num_judged",
         "num_rows",
         "num_sent",
+        "policy",
         "request",
     )
 
     def __init__(self, policy: Policy, request: Any) -> None:
         self.request = request
-        self._policy = policy
-        self._breaker = StreamBreaker(policy, request.num_prompt_tokens)
+        self.policy = policy
+        """What this request is judged by, from its start to its end."""
+        num_prompt_tokens = request.num_prompt_tokens
+        self._breaker = StreamBreaker(policy, num_prompt_tokens)
+        # Outside of these positions no score trips, only the lack of one.
+        self._judged_from = policy.num_skipped(num_prompt_tokens)
+        self._judged_to = sys.maxsize if "completion" in policy.phases else num_prompt_tokens
         self._rows = ScoreRows(len(policy.probes))
         self._num_published = 0
         """Leading full blocks already in the block store."""
@@ -125,7 +133,8 @@ class RequestStream:
 
     def _may_trip(self, start: int, end: int) -> bool:
         logit_TP = self._rows.array(start, end)
-        num_skipped = max(0, self._policy.num_skipped - start)
-        if num_skipped and not np.isfinite(logit_TP[:num_skipped]).all():
+        begin = min(max(0, self._judged_from - start), end - start)
+        stop = max(min(self._judged_to - start, end - start), begin)
+        if not self.policy.screen.is_harmless(logit_TP[begin:stop]):
             return True
-        return not self._policy.is_harmless(logit_TP[num_skipped:])
+        return not (np.isfinite(logit_TP[:begin]).all() and np.isfinite(logit_TP[stop:]).all())

@@ -27,10 +27,16 @@ class RunningScore:
     NaN, which callers must treat as a trip (fail closed).
     """
 
-    __slots__ = ("_buffer", "_count", "_spec", "_value")
+    __slots__ = ("_buffer", "_count", "_skip_tokens", "_spec", "_value")
 
-    def __init__(self, spec: Aggregation) -> None:
+    def __init__(self, spec: Aggregation, *, skip_tokens: int = 0) -> None:
+        """Starts before position 0.
+
+        Args:
+            skip_tokens: leading positions left out, where that is more than the spec's.
+        """
         self._spec = spec
+        self._skip_tokens = max(spec.skip_tokens, skip_tokens)
         self._count = 0
         self._value = -np.inf
         self._buffer: deque[float] = deque(maxlen=spec.window or 1)
@@ -47,13 +53,13 @@ class RunningScore:
         score_T = np.empty(len(logit_T), np.float32)
         for t, logit in enumerate(logit_T.tolist()):
             self._count += 1
-            if self._count > self._spec.skip_tokens:
+            if self._count > self._skip_tokens:
                 self._advance(logit)
             score_T[t] = self._value
         return score_T
 
     def _update_max(self, logit_T: FloatArray) -> FloatArray:
-        num_skipped = min(max(self._spec.skip_tokens - self._count, 0), len(logit_T))
+        num_skipped = min(max(self._skip_tokens - self._count, 0), len(logit_T))
         self._count += len(logit_T)
         score_T = np.full(len(logit_T), self._value, np.float32)
         # np.maximum, unlike max(), gives NaN whenever one side is NaN.

@@ -39,8 +39,12 @@ class StreamBreaker:
     def __init__(self, policy: Policy, num_prompt_tokens: int) -> None:
         self._policy = policy
         self._num_prompt_tokens = num_prompt_tokens
-        self._running = [RunningScore(p.aggregation) for p in policy.probes]
-        self._threshold_K = np.array([p.threshold_logit for p in policy.probes], np.float32)
+        # A completion that is judged alone starts its scores at its first token.
+        skip_tokens = 0 if "prompt" in policy.phases else num_prompt_tokens
+        self._running = [
+            RunningScore(p.aggregation, skip_tokens=skip_tokens) for p in policy.probes
+        ]
+        self._threshold_K = policy.threshold_K
         self._peak_K = np.full(len(policy.probes), -np.inf, np.float32)
         self._peak_index_K = np.zeros(len(policy.probes), np.int64)
         self.trip: Trip | None = None
@@ -71,9 +75,11 @@ class StreamBreaker:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Threshold in force, by probe."""
-        names = (probe.name for probe in self._policy.probes)
-        return dict(zip(names, self._threshold_K.tolist(), strict=True))
+        """Threshold in force, by probe; one that is not judged is absent."""
+        return {
+            self._policy.probes[k].name: float(self._threshold_K[k])
+            for k in self._policy.judged_columns
+        }
 
     def update(self, logit_TK: FloatArray) -> Trip | None:
         """Judges the next T tokens; the trip if this call caused it.
@@ -100,7 +106,10 @@ class StreamBreaker:
             over_TK = np.broadcast_to(unscored_T[:, None], score_TK.shape)
         else:
             # `not <` rather than `>=`, so that NaN counts.
-            over_TK = ~(score_TK < self._threshold_K) | unscored_T[:, None]
+            over_TK = ~(score_TK < self._threshold_K)
+            if "completion" not in self._policy.phases:
+                over_TK[max(self._num_prompt_tokens - start, 0) :] = False
+            over_TK |= unscored_T[:, None]
         over_T = over_TK.any(axis=1)
         if not over_T.any():
             return None
@@ -109,7 +118,7 @@ class StreamBreaker:
         trip = Trip(
             probe=self._policy.probes[k].name,
             score=float("nan") if unscored_T[t] else float(score_TK[t, k]),
-            threshold=float(self._threshold_K[k]),
+            threshold=float(np.float32(self._policy.probes[k].threshold_logit)),
             token_index=start + t,
             phase="prompt" if start + t < self._num_prompt_tokens else "completion",
         )
@@ -119,7 +128,8 @@ class StreamBreaker:
     def report(self) -> GuardReport:
         """What was seen so far."""
         trip = self.trip
-        k = int((self._peak_K - self._threshold_K).argmax())
+        judged = self._policy.judged_columns
+        k = int(judged[(self._peak_K[judged] - self._threshold_K[judged]).argmax()])
         peak = float(self._peak_K[k])
         known = peak > -np.inf
         score = peak if trip is None else trip.score
@@ -142,12 +152,13 @@ class StreamBreaker:
 
     def _record_peaks(self, start: int, score_TK: FloatArray) -> None:
         finite_TK = np.where(np.isnan(score_TK), -np.inf, score_TK)
-        best_K = finite_TK.max(axis=0)
+        split = min(max(self._num_prompt_tokens - start, 0), len(finite_TK))
+        judged_TK = finite_TK if "completion" in self._policy.phases else finite_TK[:split]
+        best_K = judged_TK.max(axis=0, initial=-np.inf)
         newer_K = best_K > self._peak_K
         if newer_K.any():
-            self._peak_index_K[newer_K] = start + finite_TK.argmax(axis=0)[newer_K]
+            self._peak_index_K[newer_K] = start + judged_TK.argmax(axis=0)[newer_K]
             self._peak_K[newer_K] = best_K[newer_K]
-        split = min(max(self._num_prompt_tokens - start, 0), len(finite_TK))
         phases: tuple[tuple[Phase, FloatArray], ...] = (
             ("prompt", finite_TK[:split]),
             ("completion", finite_TK[split:]),

@@ -20,7 +20,9 @@ FloatArray = npt.NDArray[np.float32]
 def margins(
     policy: Policy, logit_TK: FloatArray, num_prompt_tokens: int, phase: Phase
 ) -> dict[str, float]:
-    """By probe, how far the highest score of a phase lies above its threshold; -inf without one.
+    """By probe, how far the highest score of a phase lies above its threshold.
+
+    It is -inf without a score, and for a probe that the policy does not judge.
 
     At 0 and above the stream trips in that phase, unless it has tripped before. A maximum would
     carry the prompt along into the completion, so there the completion's own tokens count: an
@@ -37,5 +39,5 @@ def margins(
             # Skipped positions, which have no score, stay without one.
             score_T = np.where(score_T > -np.inf, logit_TK[own, k], score_T)
         peak = float(score_T.max()) if len(score_T) else float("-inf")
-        found[probe.name] = peak - float(np.float32(probe.threshold_logit))
+        found[probe.name] = peak - float(policy.threshold_K[k])
     return found

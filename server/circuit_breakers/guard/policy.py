@@ -1,11 +1,10 @@
-"""What counts as a trip: the probes, their thresholds, and what to do about it.
+"""What counts as a trip: the probes, their thresholds, where they apply, and what to do about it.
 
-Shapes: N tokens of any streams, K probes.
+Shapes: K probes.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,19 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from circuit_breakers.artifact.manifest import Manifest, ProbeSpec
-from circuit_breakers.guard.decision import Mode
+from circuit_breakers.guard.decision import Mode, Phase
 from circuit_breakers.guard.operating_point import probes_at
+from circuit_breakers.guard.screen import Screen
 
-__all__ = ["DEFAULT_POLICY_NAME", "Policy"]
+__all__ = ["ALL_PHASES", "DEFAULT_POLICY_NAME", "Policy"]
 
 DEFAULT_POLICY_NAME = "default"
 
-_MARGIN = 1e-6
-"""How far below a threshold, relative to it, rounding could lift a mean of logits: 10 times more
-than float32 can."""
-
-_NUM_COMPARED_ONE_BY_ONE = 128
-"""Logits up to which a loop beats numpy."""
+ALL_PHASES: frozenset[Phase] = frozenset({"prompt", "completion"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +33,11 @@ class Policy:
     """In the order of the score columns."""
     mode: Mode
     name: str = DEFAULT_POLICY_NAME
+    judged: frozenset[str] | None = None
+    """Names of the probes that may trip; None: all of them."""
+    phases: frozenset[Phase] = ALL_PHASES
+    """Where a token may trip by its score. Where the prompt is left out, running scores start with
+    the completion. A token without a score trips in every phase."""
 
     @classmethod
     def from_manifest(
@@ -55,39 +55,35 @@ class Policy:
         return cls(breaker=manifest.name, probes=probes, mode=mode)
 
     @cached_property
-    def num_skipped(self) -> int:
-        """Leading positions that no probe judges; they must have a finite logit all the same."""
-        return min(p.aggregation.skip_tokens for p in self.probes)
+    def judges_K(self) -> tuple[bool, ...]:
+        """Which probes may trip, in the order of the score columns."""
+        return tuple(self.judged is None or p.name in self.judged for p in self.probes)
 
     @cached_property
-    def _ceiling_K(self) -> npt.NDArray[np.float32]:
-        threshold_K = np.array([p.threshold_logit for p in self.probes], np.float64)
-        ceiling_K = threshold_K - _MARGIN * np.maximum(np.abs(threshold_K), 1.0)
-        return ceiling_K.astype(np.float32)
+    def judged_columns(self) -> npt.NDArray[np.intp]:
+        """Score columns of the probes that may trip, ascending."""
+        return np.flatnonzero(self.judges_K)
 
     @cached_property
-    def _ceilings(self) -> list[float]:
-        ceilings: list[float] = self._ceiling_K.tolist()
-        return ceilings
+    def threshold_K(self) -> npt.NDArray[np.float32]:
+        """Threshold of each probe, float32 (K,); infinite for one that is not judged."""
+        thresholds = [
+            p.threshold_logit if judges else np.inf
+            for p, judges in zip(self.probes, self.judges_K, strict=True)
+        ]
+        return np.array(thresholds, np.float32)
 
-    def may_trip(self, logit_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """Which tokens could make their stream trip, bool (N,).
-
-        A running score is a maximum or a weighted mean of the stream's logits, so it never exceeds
-        the largest of them: a stream without such a token has not tripped, and nothing of its
-        running scores has to be worked out. A token without a finite logit counts.
-        """
-        safe_NK = (logit_NK < self._ceiling_K) & (logit_NK > -np.inf)
-        return np.logical_not(safe_NK.all(axis=1))
-
-    def is_harmless(self, logit_NK: npt.NDArray[np.float32]) -> bool:
-        """Whether no token may make its stream trip; cheaper than `may_trip` in a decode step."""
-        if logit_NK.size > _NUM_COMPARED_ONE_BY_ONE:
-            return not self.may_trip(logit_NK).any()
-        # A model's forward pass leaves the caches cold: there, numpy's machinery costs the most.
-        ceilings = self._ceilings
-        return all(
-            -math.inf < logit < ceiling
-            for logit_K in logit_NK.tolist()
-            for logit, ceiling in zip(logit_K, ceilings, strict=True)
+    @cached_property
+    def screen(self) -> Screen:
+        """Tells cheaply which tokens cannot trip by this policy."""
+        return Screen.below(
+            [
+                p.threshold_logit if judges else None
+                for p, judges in zip(self.probes, self.judges_K, strict=True)
+            ]
         )
+
+    def num_skipped(self, num_prompt_tokens: int) -> int:
+        """Leading positions that no probe judges; they must have a finite logit all the same."""
+        skipped = min(p.aggregation.skip_tokens for p in self.probes)
+        return skipped if "prompt" in self.phases else max(skipped, num_prompt_tokens)

@@ -24,6 +24,23 @@ from .breaker_for_words import LOOSE_FPR, write_rank_1_adapter
 MODEL = "smollm2-135m-instruct"
 LORA = "style"
 MAX_MODEL_LEN = 512
+REFUSAL = "No, sorry."
+POLICIES = f"""
+default = "default"
+[policies.default]
+[policies.nothing]
+threshold = -1000
+[policies.refusing]
+action = "refuse"
+refusal = "{REFUSAL}"
+[policies.failing]
+action = "error"
+[policies.watching]
+mode = "observe"
+[policies.late]
+phases = ["completion"]
+"""
+"""Without keys, so that nobody has to bring one."""
 _START_S = 240
 
 
@@ -50,6 +67,8 @@ class Server:
     def __init__(self, breaker: Path, log_dir: Path, *arguments: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.policies = log_dir / "policies.toml"
+        """Its policy file, where `arguments` name one."""
         self.out = log_dir / "stdout"
         self.err = log_dir / "stderr"
         self.audit_db = log_dir / "audit.db"

@@ -22,8 +22,10 @@ from prometheus_client import CollectorRegistry
 
 from circuit_breakers.api.app import create_app
 from circuit_breakers.api.connection import http_server
+from circuit_breakers.api.endpoints import ENDPOINTS
 from circuit_breakers.api.responses import DONE, StreamShape
 from circuit_breakers.api.service import Service
+from circuit_breakers.guard.policy import Policy
 from circuit_breakers.settings import ServeSettings, load_settings
 
 __all__ = ["Scripted", "ScriptedServing", "scripted_server"]
@@ -35,6 +37,9 @@ class ScriptedCall:
     endpoint = "chat"
     prompt_field = "messages"
     num_prompts = 1
+    format = ENDPOINTS["chat"].format
+    annotators = ()
+    final_usage = None
 
     def __init__(
         self,
@@ -52,8 +57,8 @@ class ScriptedCall:
             id="chatcmpl-1", object="chat.completion.chunk", model="m", num_choices=1
         )
 
-    def prompt_of(self, choice: int) -> int:
-        return 0
+    def prompts_of(self, choices: set[int]) -> set[int]:
+        return {0}  # nobody judges it
 
     def usage(self) -> None:
         return None
@@ -74,10 +79,12 @@ class ScriptedServing:
             ),
             digest="d" * 64,
         )
-        policy = SimpleNamespace(name="default")
+        policy = Policy(breaker="scripted", probes=(), mode="enforce")
         self.guarded = SimpleNamespace(
             breaker=breaker, policy=policy, mode="enforce", errored=False, loras={}
         )
+
+    breaker_name = "scripted"
 
     def parse(self, endpoint: str, data: dict[str, Any], *, max_choices: int) -> ScriptedCall:
         return ScriptedCall(**data)

@@ -22,6 +22,7 @@ SERVED = {
     "/v1/breaker",
     "/v1/breaker/trips",
     "/v1/breaker/what-if",
+    "/v1/breaker/reload",
     "/metrics",
     "/livez",
     "/readyz",

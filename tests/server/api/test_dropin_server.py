@@ -17,13 +17,18 @@ import openai
 import psutil
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
 
+from circuit_breakers.api import endpoint_plugin
 from circuit_breakers.api.endpoint_plugin import EndpointPlugin
 from circuit_breakers.artifact import load_breaker
+from circuit_breakers.engine.guarded import GuardSession
 from circuit_breakers.errors import ConfigError
 
 from ...vllm_release import needs_vllm_0_32
 from .conftest import MAX_MODEL_LEN, MODEL, free_port, server_environment, user
+from .governed_app import attach, policy_file
 
 pytestmark = needs_vllm_0_32
 
@@ -368,3 +373,35 @@ def test_server_option_that_opens_a_way_around_is_refused(option: str) -> None:
     app = app_with(**{"additional_config": {"circuit_breakers": {"breaker": "/a"}}, option: ["x"]})
     with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')}"):
         EndpointPlugin().attach_router(app)
+
+
+def test_keys_and_policies_stand_in_front_of_vllms_routes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = policy_file(tmp_path)
+    monkeypatch.setenv("CIRCUIT_BREAKERS_POLICIES", str(file))
+    monkeypatch.setenv("CIRCUIT_BREAKERS_PEPPER_FILE", str(file.with_name("pepper")))
+    monkeypatch.setattr(endpoint_plugin, "REGISTRY", CollectorRegistry())
+    app = app_with(additional_config={"circuit_breakers": {"breaker": "/a"}})
+
+    @app.get("/health")
+    @app.post("/v1/responses")
+    async def routes_of_vllm() -> str | None:
+        policy = GuardSession().policy
+        return policy.name if policy else None
+
+    EndpointPlugin().attach_router(app)
+    attach(app)
+    client = TestClient(app)
+    assert client.get("/health").status_code == 200
+    for method, path in (("POST", "/v1/responses"), ("GET", "/v1/breaker"), ("GET", "/livez")):
+        assert client.request(method, path).status_code == 401
+    keys: dict[str, dict[str, str]] = {k: {"x-api-key": k} for k in ("team", "bound", "ops")}
+    assert client.post("/v1/responses", headers=keys["team"]).json() == "strict"
+    tightened = keys["bound"] | {"X-Breaker-Policy": "strict"}
+    assert client.post("/v1/responses", headers=tightened).json() == "strict"
+    loosened = keys["team"] | {"X-Breaker-Policy": "lax"}
+    assert client.post("/v1/responses", headers=loosened).status_code == 400
+    assert client.post("/v1/responses", headers=keys["ops"]).status_code == 403
+    assert client.post("/v1/breaker/reload", headers=keys["ops"]).status_code == 200
+    assert client.post("/pause", headers=keys["team"]).status_code == 404

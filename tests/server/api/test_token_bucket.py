@@ -39,17 +39,30 @@ def test_a_new_rate_keeps_the_share_that_was_taken() -> None:
     assert bucket.remaining(0.0) == 50
 
 
+def test_a_burst_of_its_own_is_all_that_comes_at_once() -> None:
+    bucket = TokenBucket(60, 2)  # one token a second
+    for left in (1, 0):
+        bucket.take(0.0)
+        assert bucket.remaining(0.0) == left
+    assert bucket.token_in_s(0.0) == 1
+    assert bucket.remaining(60.0) == 2
+    bucket.burst = 1  # less than is in it
+    assert bucket.remaining(60.0) == 1
+
+
 @given(
     per_minute=st.integers(1, 600),
+    burst=st.none() | st.integers(1, 900),
     gaps_s=st.lists(st.floats(0, 90), min_size=1, max_size=200),
 )
 def test_lets_no_more_through_than_a_burst_and_the_rate(
-    per_minute: int, gaps_s: list[float]
+    per_minute: int, burst: int | None, gaps_s: list[float]
 ) -> None:
-    bucket, now_s, taken = TokenBucket(per_minute), 1000.0, []
+    bucket, now_s, taken = TokenBucket(per_minute, burst), 1000.0, []
+    size = burst or per_minute
     for gap_s in gaps_s:
         now_s += gap_s
-        assert 0 <= bucket.remaining(now_s) <= per_minute
+        assert 0 <= bucket.remaining(now_s) <= size
         if bucket.token_in_s(now_s) == 0:
             bucket.take(now_s)
             taken.append(now_s)
@@ -62,5 +75,5 @@ def test_lets_no_more_through_than_a_burst_and_the_rate(
     # The definition of a token bucket: in any window, its depth plus its rate times the time.
     for i, first_s in enumerate(taken):
         for j in range(i, len(taken)):
-            most = per_minute + (taken[j] - first_s) * per_minute / 60
+            most = size + (taken[j] - first_s) * per_minute / 60
             assert j - i + 1 <= most + 1e-6

@@ -7,6 +7,7 @@ tests).
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,16 @@ import pytest
 
 from circuit_breakers.artifact import Breaker
 from circuit_breakers.engine.delivery import TokenScores
-from circuit_breakers.engine.guarded import GuardedEngine, GuardSession, guard_session
+from circuit_breakers.engine.guarded import (
+    GuardedEngine,
+    GuardSession,
+    governed_by,
+    guard_session,
+)
+from circuit_breakers.engine.request_policy import own_args
 from circuit_breakers.errors import ConfigError, UnguardedOutputError
 from circuit_breakers.guard.decision import Mode
+from circuit_breakers.guard.policy import Policy
 
 PROMPT_TOKENS = 3
 
@@ -74,7 +82,9 @@ def guarded(engine: FaultyEngine, breaker: Breaker, mode: Mode = "enforce") -> G
     return GuardedEngine(engine, changed, mode, None, None)
 
 
-def deliver(engine: GuardedEngine) -> tuple[int, GuardSession, Exception | None]:
+def deliver(
+    engine: GuardedEngine, policy: Policy | None = None
+) -> tuple[int, GuardSession, Exception | None]:
     """Tokens that got through, the session, and what ended the stream."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -83,7 +93,7 @@ def deliver(engine: GuardedEngine) -> tuple[int, GuardSession, Exception | None]
 
     async def consume() -> tuple[int, GuardSession, Exception | None]:
         through = 0
-        with guard_session() as session:
+        with guard_session(policy=policy) as session:
             try:
                 async for output in engine.generate("x", params, "r"):
                     through += len(output.outputs[0].token_ids)
@@ -138,6 +148,37 @@ def test_observe_lets_a_trip_through_and_reports_it(breaker: Breaker) -> None:
     assert (through, error) == (1, None)
     assert session.reports()[0].tripped
     assert session.prompt_tripped is None
+
+
+def test_a_session_is_judged_by_its_own_policy(breaker: Breaker) -> None:
+    steps = [(1, [0, 1, 1, 1]), (3, [2, 9, 1])]
+    own = guarded(FaultyEngine([]), breaker).policy
+    observing = dataclasses.replace(own, mode="observe", name="watch")
+    through, session, error = deliver(guarded(FaultyEngine(steps), breaker), observing)
+    assert (through, error) == (4, None)
+    report = session.reports()[0]
+    assert (report.policy, report.mode, report.tripped) == ("watch", "observe", True)
+    _, _, error = deliver(guarded(FaultyEngine(steps), breaker, "observe"), own)
+    assert isinstance(error, UnguardedOutputError), "stricter than the engine's own"
+
+
+def test_the_engine_core_gets_the_policy_of_the_session(breaker: Breaker) -> None:
+    from vllm import SamplingParams
+
+    faulty = FaultyEngine([])
+    engine = guarded(faulty, breaker)
+    strict = dataclasses.replace(engine.policy, phases=frozenset({"prompt"}))
+    client = SamplingParams(extra_args={"circuit_breakers": {"mode": "observe"}})
+    with guard_session(policy=strict):
+        engine.generate("x", client, "1")
+    assert faulty.calls[-1]["params"].extra_args == own_args(strict)
+    # A route that opens its session without one is governed all the same.
+    with governed_by(strict), guard_session():
+        engine.generate("x", client, "2")
+    assert faulty.calls[-1]["params"].extra_args == own_args(strict)
+    with guard_session():
+        engine.generate("x", client, "3")
+    assert faulty.calls[-1]["params"].extra_args is None
 
 
 def test_choices_are_numbered_through_all_prompts(breaker: Breaker) -> None:

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from circuit_breakers.artifact import Breaker
+from circuit_breakers.engine.request_policy import own_args
 from circuit_breakers.engine.requests import (
     check_prompt,
     check_sampling_params,
     control_token_ids,
 )
 from circuit_breakers.errors import ConfigError
+from circuit_breakers.guard.policy import Policy
 from circuit_breakers.models import ResolvedModel
 
 from ...vllm_release import needs_vllm_0_32
@@ -53,6 +56,13 @@ def test_parameter_that_tells_of_unscored_tokens_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"got {named}.*expected none"):
         check_sampling_params(params(**changes), control_token_ids=frozenset({2}), on_cpu=True)
+
+
+def test_a_policy_passes_only_as_the_guard_makes_it(breaker: Breaker) -> None:
+    own = own_args(Policy.from_manifest(breaker.manifest, "observe"))
+    check_sampling_params(params(extra_args=own))
+    with pytest.raises(ConfigError, match="got extra_args"):
+        check_sampling_params(params(extra_args=dict(own)))
 
 
 def test_repetition_detection_is_refused() -> None:

@@ -17,7 +17,9 @@ from circuit_breakers.engine import scheduler as scheduler_module
 from circuit_breakers.engine.block_scores import BlockScores
 from circuit_breakers.engine.config import EngineGuardConfig
 from circuit_breakers.engine.guarded import GuardedEngine
+from circuit_breakers.engine.request_policy import own_args
 from circuit_breakers.guard.decision import Mode
+from circuit_breakers.guard.policy import Policy
 
 PROMPT = "Once upon a time in a small village near the sea there lived an old clockmaker who"
 
@@ -299,3 +301,72 @@ def test_neighbours_of_a_tripped_request_go_on(llm: Any, scheduler: Any, prompt:
     assert [o.outputs[0].finish_reason for o in outputs] == ["length", "content_filter", "length"]
     for output in (outputs[0], outputs[2]):
         assert list(output.outputs[0].token_ids) == expected
+
+
+def judged_by(scheduler: Any, *values: float, mode: Mode = "enforce", **changes: Any) -> Any:
+    """The `extra_args` of a request with these thresholds."""
+    policy: Policy = scheduler._circuit_breakers.policy
+    probes = tuple(
+        p.model_copy(update={"threshold_logit": v})
+        for p, v in zip(policy.probes, values, strict=True)
+    )
+    return own_args(dataclasses.replace(policy, probes=probes, mode=mode, **changes))
+
+
+def test_streams_of_one_step_are_judged_each_by_its_own_policy(
+    llm: Any, scheduler: Any, prompt: list[int]
+) -> None:
+    """One prompt, so that all of them have the same scores in the same steps."""
+    from vllm import SamplingParams
+
+    tokens, logit_TP = greedy(llm, prompt)
+    below = float(logit_TP[1:, 1].max()) - 1e-3
+    completion = frozenset({"completion"})
+    sent = [
+        None,
+        judged_by(scheduler, 1e9, below),
+        judged_by(scheduler, 1e9, below, mode="observe"),
+        judged_by(scheduler, 1e9, below, judged=frozenset({"layer4"})),
+        judged_by(scheduler, 1e9, -1e9, phases=completion),
+        judged_by(scheduler, 1e9, -1e9),
+    ]
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, extra_args=args)
+        for args in sent
+    ]
+    prompts = [{"prompt_token_ids": prompt}] * len(sent)
+    with recording(scheduler, len(prompt)) as recorder:
+        outputs = [o.outputs[0] for o in llm.generate(prompts, params, use_tqdm=False)]
+    stopped, others = outputs[1], [outputs[i] for i in (0, 2, 3)]
+    assert [o.finish_reason for o in others] == ["length"] * 3
+    assert all(list(o.token_ids) == tokens for o in others)
+    assert stopped.finish_reason == "content_filter"
+    first = int((logit_TP[1:, 1] >= np.float32(below)).argmax()) + 1
+    assert stopped.guard.trip.token_index == first
+    assert [(o.finish_reason, o.guard.trip.phase) for o in outputs[4:]] == [
+        ("content_filter", "completion"),
+        ("content_filter", "prompt"),
+    ]
+    assert outputs[4].guard.trip.token_index == len(prompt)
+    assert not recorder.violations
+    assert scheduler._circuit_breakers._streams.screen is None
+
+
+def test_a_policy_that_looks_away_stops_a_step_without_scores(
+    llm: Any, scheduler: Any, prompt: list[int]
+) -> None:
+    """Neither observe mode, nor a phase or probe that is left out, lets an unscored token pass."""
+    args = judged_by(
+        scheduler,
+        *(1e9, 1e9),
+        mode="observe",
+        phases=frozenset({"completion"}),
+        judged=frozenset({"layer4"}),
+    )
+    llm.collective_rpc("circuit_breaker_enable", args=(False,))
+    try:
+        (output,) = run(llm, prompt[::-1], extra_args=args)
+    finally:
+        llm.collective_rpc("circuit_breaker_enable", args=(True,))
+    assert output.outputs[0].finish_reason == "content_filter"
+    assert list(output.outputs[0].token_ids) == []

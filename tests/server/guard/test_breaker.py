@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ CALIBRATION = Calibration(
 )
 
 
-def policy(*thresholds: float, mode: Mode = "enforce") -> Policy:
+def policy(*thresholds: float, mode: Mode = "enforce", **changes: Any) -> Policy:
     probes = tuple(
         ProbeSpec(
             name=f"probe{i}",
@@ -29,7 +30,7 @@ def policy(*thresholds: float, mode: Mode = "enforce") -> Policy:
         )
         for i, threshold in enumerate(thresholds)
     )
-    return Policy(breaker="test", probes=probes, mode=mode)
+    return Policy(breaker="test", probes=probes, mode=mode, **changes)
 
 
 def column(*logits: float) -> np.ndarray:
@@ -124,3 +125,53 @@ def test_verdict_does_not_depend_on_chunks(
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
 def test_report_carries_mode(mode: Mode) -> None:
     assert StreamBreaker(policy(1.0, mode=mode), 1).report().mode == mode
+
+
+PROMPT_ONLY = policy(2.0, phases=frozenset({"prompt"}))
+COMPLETION_ONLY = policy(2.0, phases=frozenset({"completion"}))
+
+
+def test_a_phase_that_is_left_out_does_not_trip() -> None:
+    both, prompt, completion = (
+        StreamBreaker(p, num_prompt_tokens=3) for p in (policy(2.0), PROMPT_ONLY, COMPLETION_ONLY)
+    )
+    for breaker in (both, prompt, completion):
+        breaker.update(column(0, 1, 5, 1, 6))
+    assert [b.trip and b.trip.token_index for b in (both, prompt, completion)] == [2, 2, 4]
+    late = StreamBreaker(PROMPT_ONLY, num_prompt_tokens=3)
+    for logit in (0, 1, 1, 9):
+        late.update(column(logit))
+    assert late.trip is None
+    # What the report calls the highest score is one that was judged.
+    assert late.report().score == 1.0
+    assert late.phase_peaks == {"prompt": 1.0, "completion": 9.0}
+
+
+def test_a_completion_that_is_judged_alone_starts_its_scores_afresh() -> None:
+    breaker = StreamBreaker(COMPLETION_ONLY, num_prompt_tokens=2)
+    breaker.update(column(9, 9))
+    assert breaker.report().score is None
+    breaker.update(column(1.5))
+    assert breaker.trip is None
+    assert breaker.report().score == 1.5
+
+
+@pytest.mark.parametrize("of", [PROMPT_ONLY, COMPLETION_ONLY])
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_a_token_without_a_score_trips_in_every_phase(of: Policy, at: int) -> None:
+    logit_T1 = np.zeros((5, 1), np.float32)
+    logit_T1[at] = math.nan
+    trip = StreamBreaker(of, num_prompt_tokens=2).update(logit_T1)
+    assert trip is not None and trip.token_index == at and math.isnan(trip.score)
+
+
+def test_a_probe_that_is_not_judged_does_not_trip_and_is_not_reported() -> None:
+    breaker = StreamBreaker(policy(2.0, 2.0, judged=frozenset({"probe1"})), num_prompt_tokens=1)
+    assert breaker.report().threshold == 2.0
+    breaker.update(np.array([[0, 0], [9, 1]], np.float32))
+    report = breaker.report()
+    assert (report.tripped, report.probe, report.score) == (False, "probe1", 1.0)
+    assert breaker.thresholds == {"probe1": 2.0}, "an infinite one is no JSON"
+    trip = breaker.update(np.array([[0, math.inf]], np.float32))
+    assert trip is not None and math.isfinite(trip.threshold)
+    json.dumps(breaker.report().to_json(), allow_nan=False)
