@@ -28,11 +28,13 @@ _ERRORS = {
     401: "No API key, or an unknown one.",
     403: "The API key does not allow this.",
     404: "There is no such model.",
+    408: "The body did not come in within its time.",
     413: "The body is too large.",
     415: "The body is not JSON by its content type.",
     429: "Too many requests of this API key; see Retry-After.",
     500: "The server is at fault; nothing of the answer was sent.",
     503: "The server is not ready, or full; see Retry-After.",
+    504: "The answer was not complete within the time for a request.",
 }
 _OF_READING = (400, 401, 403, 404, 503)
 
