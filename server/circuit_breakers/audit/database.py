@@ -49,7 +49,7 @@ class Database:
         self._writing_engine = self._engine.execution_options(**{_WRITES: True})
 
     def __str__(self) -> str:
-        return self._url.render_as_string(hide_password=True)
+        return _shown(self._url)
 
     @property
     def path(self) -> Path | None:
@@ -131,7 +131,7 @@ def parse_url(text: str | URL) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError) as e:
         raise ConfigError(f"the audit URL is not one, {expected}") from e
-    shown = url.render_as_string(hide_password=True)
+    shown = _shown(url)
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigError(f"got audit URL {shown!r}, {expected}")
     if url.get_backend_name() == "postgresql":
@@ -139,6 +139,11 @@ def parse_url(text: str | URL) -> URL:
     if url.database in (None, "", ":memory:"):
         raise ConfigError(f"got audit URL {shown!r}, expected a file: sqlite:///PATH")
     return url
+
+
+def _shown(url: URL) -> str:
+    # What follows the '?' can hold a password too.
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

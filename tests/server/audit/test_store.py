@@ -267,6 +267,7 @@ def test_an_outage_says_where_and_hides_statement_and_values(tmp_path: Path) -> 
         ("nothing", "is not one"),
         ("postgresql://u:hidden@h:port/d", "is not one"),
         ("mysql://u:hidden@h/d", r"got audit URL 'mysql://u:\*\*\*@h/d'"),
+        ("mysql://h/d?password=hidden", "got audit URL 'mysql://h/d',"),
         ("sqlite://", "expected a file"),
         ("sqlite:///:memory:", "expected a file"),
     ],
