@@ -161,6 +161,20 @@ def test_replay_without_traces_says_how_to_get_some(log: Path) -> None:
     assert "--score-traces" in result.stdout
 
 
+def test_what_is_typed_goes_before_the_variables_of_the_server(log: Path, tmp_path: Path) -> None:
+    live = {"CIRCUIT_BREAKERS_AUDIT_URL": "postgresql://nobody@127.0.0.1:1/none"}
+    exported = runner.invoke(app, ["audit", "export", "--db", str(log)], env=live)
+    assert exported.exit_code == 0, exported.output
+    file = tmp_path / "audit.jsonl"
+    file.write_text(exported.stdout)
+    for place in ("--db", str(log)), ("--url", url(log)), ("--file", str(file)):
+        for env in live, {"CIRCUIT_BREAKERS_AUDIT_DB": "none.db"}:
+            verified = runner.invoke(app, ["audit", "verify", *place], env=env)
+            assert verified.exit_code == 0, verified.output
+    here = {"CIRCUIT_BREAKERS_AUDIT_DB": str(log)}
+    assert runner.invoke(app, ["audit", "verify"], env=here).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
