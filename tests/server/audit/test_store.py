@@ -227,7 +227,7 @@ def test_making_the_file_again_does_not_let_go_of_its_lock(store: AuditStore, pa
     """Closing any descriptor of a file drops the locks that its process has on it."""
     store.append([trip()])
     store._database.make_file()
-    # SQLite's SHARED_FIRST and SHARED_SIZE (os.h): every open connection in WAL mode has one of them.
+    # SQLite's SHARED_FIRST and SHARED_SIZE (os.h): each connection in WAL mode has a lock there.
     attempt = f"import fcntl; fcntl.lockf(open({str(path)!r}, 'r+b'), 6, 510, 2**30 + 2)"
     tried = subprocess.run([sys.executable, "-c", attempt], capture_output=True, check=False)
     assert b"BlockingIOError" in tried.stderr
