@@ -106,6 +106,7 @@ class _Answer:
         self.ticket: Ticket | None = None
         self.has_started = False
         self._is_stream = False
+        self._is_over = False
         self._num_events = 0
 
     async def send(self, message: Message) -> None:
@@ -113,6 +114,7 @@ class _Answer:
             message = self._start(message)
         else:
             self._num_events += 1
+            self._is_over = not message.get("more_body", False)
         await self._send(message)
 
     def _start(self, message: Message) -> Message:
@@ -130,7 +132,7 @@ class _Answer:
 
     async def break_off(self, error: ApiError, path: str) -> None:
         """Ends a stream with an error event and no [DONE]; cuts anything else off visibly."""
-        if not self._is_stream:
+        if not self._is_stream or self._is_over:
             return  # uvicorn closes the connection within the announced length
         if (named := _NAMED_EVENTS.get(path)) is not None:
             event = named.error_event(error, self._num_events)
