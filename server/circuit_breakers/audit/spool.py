@@ -81,9 +81,10 @@ class Spool:
         """The spools that dead processes have left; they are the caller's now."""
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                # A link would have whatever it points to emptied.
+                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             except OSError:
-                # Adopted and emptied by another process in between.
+                # Adopted and emptied by another process in between, or no spool.
                 continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

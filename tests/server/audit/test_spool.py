@@ -62,6 +62,14 @@ def test_a_file_without_a_living_owner_is_adopted_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1  # the living one still holds an entry
 
 
+def test_a_link_is_no_spool(tmp_path: Path) -> None:
+    """A shared folder may be writable to others, as Kubernetes' emptyDir is."""
+    precious = tmp_path / "policies.toml"
+    precious.write_text("default = 'a'\n")
+    (tmp_path / "1.spool").symlink_to(precious)
+    assert list(Spool.orphans(tmp_path)) == []
+
+
 def test_a_line_that_was_cut_off_while_written_is_no_entry(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path)
     whole = trip()
