@@ -22,6 +22,8 @@ __all__ = ["audit_export", "audit_prune", "audit_verify", "replay"]
 
 _MAX_SHOWN = 20
 _DAY_US = 86_400_000_000
+_MAX_DAYS = 36_500
+"""A century; far more would not fit into the databases' 64 bits."""
 
 Db = Annotated[
     Path | None,
@@ -100,7 +102,8 @@ def audit_export(ctx: typer.Context, db: Db = None, url: Url = None) -> None:
 def audit_prune(
     ctx: typer.Context,
     older_than_days: Annotated[
-        float, typer.Option("--older-than-days", "--older-than", min=0, help="In days.")
+        float,
+        typer.Option("--older-than-days", "--older-than", min=0, max=_MAX_DAYS, help="In days."),
     ],
     db: Db = None,
     url: Url = None,
@@ -152,7 +155,7 @@ def replay(
     model: Annotated[
         str, typer.Option(help="Built-in model of that breaker.")
     ] = "smollm2-135m-instruct",
-    days: Annotated[int, typer.Option(min=1, help="How far back.")] = 7,
+    days: Annotated[int, typer.Option(min=1, max=_MAX_DAYS, help="How far back.")] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """How many requests of the last days would have tripped under other thresholds.

@@ -188,6 +188,8 @@ def test_what_is_typed_goes_before_the_variables_of_the_server(log: Path, tmp_pa
         (["audit", "verify", "--db", "none.db", "--key-file", "none"], 2, "none"),
         (["audit", "export", "--db", "none.db"], 1, "no audit log in"),
         (["audit", "prune", "--db", "none.db", "--older-than-days", "1"], 1, "no audit log in"),
+        (["audit", "prune", "--db", "d", "--older-than-days", "inf"], 2, "--older-than-days"),
+        (["replay", "--db", "d", "--threshold", "1", "--days", "999999999"], 2, "--days"),
         (["replay", "--db", "none.db"], 2, "--threshold and --target-fpr"),
         (["replay", "--db", "none.db", "--threshold", "x"], 2, "LOGIT"),
         (["replay", "--db", "none.db", "--threshold", "nan"], 2, "LOGIT"),
