@@ -9,7 +9,7 @@ from fastapi import Request
 
 from circuit_breakers.api.errors import ApiError
 
-__all__ = ["parse_json_object", "read_json_object"]
+__all__ = ["parse_json_object", "read_body", "read_json_object"]
 
 _GONE = object()
 
@@ -28,7 +28,7 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
             f"got content type {media_type!r}, expected 'application/json'; set the header",
             code="unsupported_media_type",
         )
-    return parse_json_object(await _read(request, max_bytes))
+    return parse_json_object(await read_body(request, max_bytes))
 
 
 def parse_json_object(raw: bytes) -> dict[str, Any]:
@@ -57,7 +57,12 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
     return value
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The request's body as it came.
+
+    Raises:
+        ApiError: 413, it is too large.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
         raise _too_large(max_bytes)
