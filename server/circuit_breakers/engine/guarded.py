@@ -120,11 +120,11 @@ class GuardSession:
         return None
 
     def judged_choices(self) -> set[int]:
-        """Choices whose whole prompt has its verdict."""
+        """Choices whose prompt has its verdict: all of it was judged, or it was stopped within."""
         return {
             choice
             for choice, stream in self._streams.items()
-            if stream.breaker.num_seen >= stream.num_prompt_tokens
+            if stream.stopped or stream.breaker.num_seen >= stream.num_prompt_tokens
         }
 
     def margins_for(self, choice: int, phase: Phase) -> dict[str, float] | None:
