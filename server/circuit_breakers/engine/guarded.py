@@ -79,6 +79,7 @@ class GuardSession:
         """Seconds from the session's start to the first delivered token."""
         self.num_leaked = 0
         """Tokens at or past a trip that reached this layer in enforce mode; must stay 0."""
+        self._num_unscored_within = 0
 
     def reports(self) -> list[GuardReport]:
         """One report for each choice that ran, in order of choice."""
@@ -182,7 +183,8 @@ class GuardSession:
 
     @property
     def num_unscored(self) -> int:
-        return sum(s.breaker.num_unscored for s in self._streams.values())
+        own = sum(stream.breaker.num_unscored for stream in self._streams.values())
+        return own + self._num_unscored_within
 
     def add_request(self, num_choices: int) -> int:
         """Opens the next generate() call; the response's number of its first choice."""
@@ -194,6 +196,11 @@ class GuardSession:
         if choice not in self._streams:
             self._streams[choice] = _Stream(policy, num_prompt_tokens)
         return self._streams[choice]
+
+    def add_faults(self, within: GuardSession) -> None:
+        """Counts what must never happen in a session that a part of the request had of its own."""
+        self.num_leaked += within.num_leaked
+        self._num_unscored_within += within.num_unscored
 
     def delivered(self) -> None:
         if self.first_delivery_s is None:
