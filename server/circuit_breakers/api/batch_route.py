@@ -61,6 +61,7 @@ class _Batch:
                 record.session = session
                 await govern(self._handle, self._service, scope, receive, self._noting(send))
         except ApiError as error:
+            await self._abort()
             await self._fail(error, scope, receive, send)
         except ClientDisconnect:
             record.finish("aborted")
@@ -69,6 +70,7 @@ class _Batch:
             raise
         except BaseException:
             record.finish("aborted")
+            await self._abort()
             raise
         else:
             record.finish("aborted" if self._is_gone else _outcome(session, self._status))
@@ -113,6 +115,12 @@ class _Batch:
             return message
 
         await self._app(scope, body, send)
+
+    async def _abort(self) -> None:
+        """Ends what a limit has cut off: vLLM ends its work only for a client that goes away."""
+        session = self._record.session
+        for request_id in session.request_ids if session else ():
+            await self._service.serving().guarded.abort(request_id)
 
     async def _fail(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         self._record.fail(error)

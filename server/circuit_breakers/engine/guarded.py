@@ -80,6 +80,8 @@ class GuardSession:
         self.num_leaked = 0
         """Tokens at or past a trip that reached this layer in enforce mode; must stay 0."""
         self._num_unscored_within = 0
+        self.request_ids: list[str] = []
+        """vLLM's, of the generate() calls made so far."""
 
     def reports(self) -> list[GuardReport]:
         """One report for each choice that ran, in order of choice."""
@@ -301,6 +303,7 @@ class GuardedEngine:
         if session.policy is not None:
             params.extra_args = own_args(session.policy)
         first_choice = session.add_request(params.n)
+        session.request_ids.append(request_id)
         outputs = self._engine.generate(prompt, params, request_id, **kwargs)
         delta = params.output_kind.name == "DELTA"
         return self._guarded(session, first_choice, request_id, outputs, delta)

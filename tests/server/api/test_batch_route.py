@@ -42,6 +42,7 @@ def app(tmp_path: Path) -> FastAPI:
         pepper_file=file.with_name("pepper"),
         max_choices=2,
         max_body_bytes=1024,
+        request_timeout_s=1,
     )
     app = FastAPI()
     app.state.service = service = Service(settings, CollectorRegistry())
@@ -55,6 +56,9 @@ def app(tmp_path: Path) -> FastAPI:
                 return None
         session = current_session()
         assert session is not None
+        if body.get("user") == "waits":
+            session.request_ids.append("r")
+            await asyncio.sleep(30)
         policy = session.policy
         inside = service.admission.num_running
         return {"got": body, "policy": policy.name if policy else None, "running": inside}
@@ -169,3 +173,16 @@ def test_a_client_that_goes_away_is_no_answer(app: FastAPI) -> None:
     asyncio.run(app(scope, receive, send))
     assert outcomes(app) == {"aborted": 1}
     assert app.state.service.admission.num_inside == 0
+
+
+def test_what_runs_too_long_is_ended_in_the_engine_too(client: TestClient, app: FastAPI) -> None:
+    aborted: list[str] = []
+
+    async def abort(request_id: str) -> None:
+        aborted.append(request_id)
+
+    app.state.service.serving().guarded.abort = abort
+    assert code_of(ask(client, "team", user="waits"), 504) == "request_timeout"
+    assert aborted == ["r"]
+    assert app.state.service.admission.num_inside == 0
+    assert outcomes(app) == {"error": 1}
