@@ -35,7 +35,8 @@ _MAX_LOGIT = 1e30
 
 Q = TypeVar("Q", bound=BaseModel)
 T = TypeVar("T")
-Text = Annotated[str, Field(min_length=1, max_length=200)]
+Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+"""PostgreSQL has no text with a NUL."""
 
 
 class TripQuery(BaseModel):
@@ -45,7 +46,7 @@ class TripQuery(BaseModel):
 
     limit: Annotated[int, Field(ge=1, le=500)] = 50
     """Trips on one page."""
-    cursor: Annotated[int, Field(ge=1)] | None = None
+    cursor: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     """`next_cursor` of the page before."""
     since: AwareDatetime | None = None
     """ISO 8601 with its offset, e.g. 2026-01-31T00:00:00Z; included."""

@@ -9,9 +9,12 @@ from fastapi import Request
 
 from circuit_breakers.api.errors import ApiError
 
-__all__ = ["parse_json_object", "read_json_object"]
+__all__ = ["parse_json_object", "read_body", "read_json_object"]
 
 _GONE = object()
+_MAX_DEPTH = 128
+"""Objects and lists within one another: more than any schema has, and half of what pydantic writes
+into an answer that repeats it."""
 
 
 async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
@@ -28,7 +31,7 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
             f"got content type {media_type!r}, expected 'application/json'; set the header",
             code="unsupported_media_type",
         )
-    return parse_json_object(await _read(request, max_bytes))
+    return parse_json_object(await read_body(request, max_bytes))
 
 
 def parse_json_object(raw: bytes) -> dict[str, Any]:
@@ -49,15 +52,23 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
     except UnicodeEncodeError as e:
         raise _invalid("the body has a lone surrogate escape; send whole characters") from e
     except RecursionError as e:
-        raise _invalid("the body is nested too deeply; send a flatter object") from e
+        raise _nested_too_deeply() from e
     except ValueError as e:
         raise _invalid(f"the body is not JSON: {e}") from e
     if not isinstance(value, dict):
         raise _invalid(f"got a JSON {type(value).__name__}, expected an object")
+    # Hardly any body has so many brackets that its depth has to be looked at.
+    if text.count("{") + text.count("[") > _MAX_DEPTH and _depth(value) > _MAX_DEPTH:
+        raise _nested_too_deeply()
     return value
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The request's body as it came.
+
+    Raises:
+        ApiError: 413, it is too large.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
         raise _too_large(max_bytes)
@@ -67,6 +78,21 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
     return bytes(body)
+
+
+def _depth(value: dict[str, Any]) -> int:
+    """Objects and lists within one another, itself included."""
+    depth = 0
+    level: list[Any] = [value]
+    while level:
+        depth += 1
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+    return depth
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,6 +126,12 @@ _STRICT: dict[str, Any] = {
 
 def _invalid(message: str) -> ApiError:
     return ApiError(400, message, code="invalid_json")
+
+
+def _nested_too_deeply() -> ApiError:
+    return _invalid(
+        f"the body is nested too deeply, expected at most {_MAX_DEPTH} levels; send a flatter one"
+    )
 
 
 def _too_large(max_bytes: int) -> ApiError:

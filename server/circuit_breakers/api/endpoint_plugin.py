@@ -5,7 +5,7 @@
     ours, new                        POST /v1/moderations        GET /v1/breaker
                                      GET /v1/breaker/trips       GET /v1/breaker/what-if
                                      POST /v1/breaker/reload
-    vLLM's, on the guarded engine    POST /v1/chat/completions/batch
+    vLLM's, on the guarded engine    POST /v1/chat/completions/batch (batch_route.py)
     vLLM's, without generation       models, tokenize, health, metrics, documentation
     everything else                  404
 
@@ -22,14 +22,15 @@ from argparse import Namespace
 from os import environ
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from circuit_breakers.api.access import AccessGate, authenticate
+from circuit_breakers.api.access import AccessGate
 from circuit_breakers.api.admin import ADMIN_ROUTES
 from circuit_breakers.api.app import add_guarded_routes
+from circuit_breakers.api.batch_route import BatchRoute
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.openapi import describe
 from circuit_breakers.api.service import Service, reload_on_hangup
@@ -37,9 +38,8 @@ from circuit_breakers.api.trail import open_trail
 from circuit_breakers.engine import dropin
 from circuit_breakers.engine.breaker_request import is_requested
 from circuit_breakers.engine.config import EngineGuardConfig
-from circuit_breakers.engine.guarded import GuardedEngine, GuardSession, guard_session
+from circuit_breakers.engine.guarded import GuardedEngine
 from circuit_breakers.errors import ConfigError, NotReadyError
-from circuit_breakers.metrics import Outcome
 from circuit_breakers.settings import load_settings
 
 __all__ = ["EndpointPlugin", "RouteGate"]
@@ -153,17 +153,14 @@ def _check_server_arguments(args: Namespace) -> None:
 
 
 class RouteGate:
-    """Lets the listed routes through and answers 404 to all others, whoever added them.
-
-    What vLLM generates by a route of its own is collected in a guard session and counted.
-    """
+    """Lets the listed routes through and answers 404 to all others, whoever added them."""
 
     _open = _pattern(_OWN + _WITHOUT_GENERATION)
     _generating = _pattern(_GENERATING)
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._service = service
+        self._batch = BatchRoute(app, service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -175,7 +172,7 @@ class RouteGate:
         if self._open.fullmatch(route):
             await self._app(scope, receive, send)
         elif self._generating.fullmatch(route):
-            await self._generate(scope, receive, send)
+            await self._batch(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -185,39 +182,3 @@ class RouteGate:
                 code="unknown_route",
             )
             await error.to_response()(scope, receive, send)
-
-    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = self._service.new_record()
-        record.key_id = authenticate(Request(scope)).key_id
-        status = 500
-
-        async def noting_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
-                headers.append((b"x-request-id", record.request_id.encode()))
-                message = {**message, "headers": headers}
-            await send(message)
-
-        with guard_session() as session:
-            record.session = session
-            try:
-                await self._app(scope, receive, noting_status)
-            except Exception:
-                record.finish("error")
-                raise
-            except BaseException:
-                record.finish("aborted")
-                raise
-            record.finish(_outcome(session, status))
-
-
-def _outcome(session: GuardSession, status: int) -> Outcome:
-    if session.prompt_tripped is not None:
-        return "tripped_prompt"
-    if session.stopped is not None:
-        return "tripped_completion"
-    if status >= 400:
-        return "rejected" if status < 500 else "error"
-    return "ok"

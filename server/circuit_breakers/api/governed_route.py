@@ -13,7 +13,7 @@ from typing import cast
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from circuit_breakers.api.access import authenticate
 from circuit_breakers.api.admission import Ticket
@@ -22,7 +22,7 @@ from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.service import Service
 from circuit_breakers.metrics import Refusal
 
-__all__ = ["GovernedRoute", "ticket_of"]
+__all__ = ["GovernedRoute", "govern", "ticket_of"]
 
 _TICKET = "circuit_breakers.ticket"
 _LAST_WORD_S = 1.0
@@ -42,27 +42,40 @@ def ticket_of(request: Request) -> Ticket:
 
 
 class GovernedRoute(APIRoute):
-    """Every route that generates is one."""
+    """Every route of ours that generates is one."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] not in self.methods:
+        if scope["method"] in self.methods:
+            service: Service = scope["app"].state.service
+            await govern(super().handle, service, scope, receive, send)
+        else:
             await super().handle(scope, receive, send)
-            return
-        service: Service = scope["app"].state.service
-        answer = _Answer(send, service)
-        try:
-            caller = authenticate(Request(scope))
-            limits = service.limits.of_key(caller.limits)
-            async with service.admission.admit(caller.key_id, limits) as ticket:
-                scope[_TICKET] = answer.ticket = ticket
-                body = _Body(receive, service.settings.body_timeout_s)
-                await super().handle(scope, body.receive, answer.send)
-        # The handler's own have been answered inside; this one is of the admission.
-        except ApiError as error:
-            service.load_metrics.record_refusal(cast(Refusal, error.code))
-            if not answer.has_started:
-                raise
-            await answer.break_off(error, scope["path"])
+
+
+async def govern(
+    handle: ASGIApp, service: Service, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Runs `handle`, which awaits the start of its ticket, on one request.
+
+    Args:
+        handle: answers its own errors.
+    Raises:
+        ApiError: there is no place for it, or its time was over before an answer began.
+    """
+    answer = _Answer(send, service)
+    try:
+        caller = authenticate(Request(scope))
+        limits = service.limits.of_key(caller.limits)
+        async with service.admission.admit(caller.key_id, limits) as ticket:
+            scope[_TICKET] = answer.ticket = ticket
+            body = _Body(receive, service.settings.body_timeout_s)
+            await handle(scope, body.receive, answer.send)
+    # The handler's own have been answered inside; this one is of the admission.
+    except ApiError as error:
+        service.load_metrics.record_refusal(cast(Refusal, error.code))
+        if not answer.has_started:
+            raise
+        await answer.break_off(error, scope["path"])
 
 
 class _Body:
@@ -106,6 +119,7 @@ class _Answer:
         self.ticket: Ticket | None = None
         self.has_started = False
         self._is_stream = False
+        self._is_over = False
         self._num_events = 0
 
     async def send(self, message: Message) -> None:
@@ -113,6 +127,7 @@ class _Answer:
             message = self._start(message)
         else:
             self._num_events += 1
+            self._is_over = not message.get("more_body", False)
         await self._send(message)
 
     def _start(self, message: Message) -> Message:
@@ -130,7 +145,7 @@ class _Answer:
 
     async def break_off(self, error: ApiError, path: str) -> None:
         """Ends a stream with an error event and no [DONE]; cuts anything else off visibly."""
-        if not self._is_stream:
+        if not self._is_stream or self._is_over:
             return  # uvicorn closes the connection within the announced length
         if (named := _NAMED_EVENTS.get(path)) is not None:
             event = named.error_event(error, self._num_events)

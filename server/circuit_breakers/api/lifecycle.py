@@ -121,6 +121,8 @@ async def _serve(
         try:
             await asyncio.wait({starting, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set():
+                # A thread that reads a large checkpoint cannot be cancelled, and holds up the end.
+                deadline.start()
                 await _give_up(starting)
             else:
                 await starting

@@ -18,7 +18,7 @@ from circuit_breakers.api.moderation import (
     conversations,
     moderation_result,
 )
-from circuit_breakers.engine.guarded import guard_session
+from circuit_breakers.engine.guarded import current_session, guard_session
 from circuit_breakers.guard.policy import Policy
 
 if TYPE_CHECKING:
@@ -70,12 +70,16 @@ async def _margins(
         "add_generation_prompt": not answered,
         "continue_final_message": answered,
     }
+    whole = current_session()
     with guard_session(policy) as session:
         try:
             await serving.start(serving.parse("chat", request, max_choices=1))
         except ApiError as error:
             error.param = (error.param or "input").replace("messages", "input", 1)
             raise
+        finally:
+            if whole is not None:
+                whole.add_faults(session)
         margins = session.margins_for(0, "prompt")
     if margins is None:
         raise ApiError(

@@ -67,11 +67,9 @@ class Service:
         self._serving = serving
         breaker = serving.guarded.breaker
         self.governance.attach(breaker.manifest, serving.guarded.policy)
-        book = self.governance.book
-        default = book.default.policy
-        self.metrics.describe_breaker(breaker.manifest, breaker.digest, default.name, default.mode)
-        self.metrics.describe_policies(book.policies)
-        self.trail.begin(breaker.digest, f"breaker {breaker.manifest.name}, mode {default.mode}")
+        self._describe(serving)
+        mode = self.governance.book.default.policy.mode
+        self.trail.begin(breaker.digest, f"breaker {breaker.manifest.name}, mode {mode}")
 
     def reload_policies(self, key_id: str = SERVER_KEY_ID) -> dict[str, Any]:
         """Reads the policy file again and puts it in force; what is in force afterwards.
@@ -86,9 +84,17 @@ class Service:
         except ConfigError:
             self.trail.record_admin("reload refused", key_id=key_id)
             raise
-        self.metrics.describe_policies(in_force["policies"])
+        if self._serving is not None:
+            self._describe(self._serving)
         self.trail.record_admin("reload", key_id=key_id, detail=f"sha256 {in_force['digest']}")
         return in_force
+
+    def _describe(self, serving: Serving) -> None:
+        """Tells the metrics what is in force."""
+        breaker, book = serving.guarded.breaker, self.governance.book
+        default = book.default.policy
+        self.metrics.describe_breaker(breaker.manifest, breaker.digest, default.name, default.mode)
+        self.metrics.describe_policies(book.policies)
 
     def ready(self) -> None:
         """Opens the routes that need the engine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,12 @@ class Database:
         self._url = parse_url(url)
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
         self._engine = _connect(self._url, patient=patient)
+        self._file: tuple[int, int] | None = None
+        """Device and inode of a SQLite file, as it was made or found."""
         self._writing_engine = self._engine.execution_options(**{_WRITES: True})
 
     def __str__(self) -> str:
-        return self._url.render_as_string(hide_password=True)
+        return _shown(self._url)
 
     @property
     def path(self) -> Path | None:
@@ -68,20 +70,25 @@ class Database:
         """Makes the file of a SQLite database, for its owner only; nothing else otherwise."""
         if self.path is None:
             return
-        # SQLite would make it readable to all; its other files take the mode from this one.
+        # SQLite would make it readable to all; its other files take the mode from this one. A file
+        # that is there is not opened: closing it would let go of SQLite's locks on it.
         try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            with suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except OSError as e:
             raise AuditError(f"audit database {self}: {e.strerror}") from e
+        self._file = _identity(self.path)
 
     @contextmanager
     def writing(self, *, locked: bool) -> Iterator[Connection]:
         """One transaction; with `locked` it excludes all others that are locked."""
+        self._check_file()
         with self._errors(), self._writing_engine.begin() as connection:
             # SQLite's BEGIN IMMEDIATE has the lock already.
             if locked and not self._is_sqlite:
                 connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
             yield connection
+        self._check_file()
 
     def read(self, query: Any) -> Iterator[dict[str, Any]]:
         """Rows of one query, as of its start, however many there are."""
@@ -89,6 +96,14 @@ class Database:
             result = connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query)
             for row in result.mappings():
                 yield dict(row)
+
+    def _check_file(self) -> None:
+        """Raises when SQLite's file is another than it was; the next connection takes that one."""
+        # SQLite would go on writing to a file that nobody can open any more.
+        if self.path is not None and self._file not in (None, _identity(self.path)):
+            self._file = None
+            self._engine.dispose()
+            raise AuditError(f"audit database {self}: the file was moved, removed or replaced")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -116,7 +131,7 @@ def parse_url(text: str | URL) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError) as e:
         raise ConfigError(f"the audit URL is not one, {expected}") from e
-    shown = url.render_as_string(hide_password=True)
+    shown = _shown(url)
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigError(f"got audit URL {shown!r}, {expected}")
     if url.get_backend_name() == "postgresql":
@@ -124,6 +139,19 @@ def parse_url(text: str | URL) -> URL:
     if url.database in (None, "", ":memory:"):
         raise ConfigError(f"got audit URL {shown!r}, expected a file: sqlite:///PATH")
     return url
+
+
+def _shown(url: URL) -> str:
+    # What follows the '?' can hold a password too.
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _connect(url: URL, *, patient: bool) -> Engine:

@@ -39,8 +39,12 @@ class SpoolBatch(NamedTuple):
 
     entries: list[AuditEntry]
     num_bytes: int
-    num_damaged: int
+    damaged: list[bytes]
     """Lines that are no longer what was written."""
+
+    @property
+    def num_damaged(self) -> int:
+        return len(self.damaged)
 
 
 class Spool:
@@ -63,8 +67,13 @@ class Spool:
         """
         path = folder / f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _sync_folder(folder)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sync_folder(folder)
+        except OSError:
+            # Another process took it for one that was left; it will take it away.
+            os.close(descriptor)
+            raise
         return cls(path, descriptor)
 
     @classmethod
@@ -72,9 +81,10 @@ class Spool:
         """The spools that dead processes have left; they are the caller's now."""
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                # A link would have whatever it points to emptied.
+                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             except OSError:
-                # Adopted and emptied by another process in between.
+                # Adopted and emptied by another process in between, or no spool.
                 continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,8 +102,11 @@ class Spool:
 
     def count(self) -> int:
         """Entries that are not delivered; reads the file."""
-        size = self._end - self._start
-        return os.pread(self._fd, size, self._start).count(b"\n")
+        # In pieces: after a long outage it does not fit into memory.
+        pieces = range(self._start, self._end, _READ_BYTES)
+        return sum(
+            os.pread(self._fd, min(_READ_BYTES, self._end - at), at).count(b"\n") for at in pieces
+        )
 
     def append(self, entries: Sequence[AuditEntry]) -> None:
         """Writes entries down; on return they are on the disk.
@@ -122,22 +135,24 @@ class Spool:
         data = os.pread(self._fd, min(self._end - self._start, _READ_BYTES), self._start)
         *lines, rest = data.split(b"\n")
         entries: list[AuditEntry] = []
-        num_bytes = num_damaged = 0
+        damaged: list[bytes] = []
+        num_bytes = 0
         for line in lines[:max_entries]:
             num_bytes += len(line) + 1
             entry = _entry_or_none(line)
             if entry is None:
-                num_damaged += 1
-                self._keep_damaged(line)
+                damaged.append(line)
             else:
                 entries.append(entry)
         if not lines:
             # A line that was being written when its process died: no entry was promised yet.
             num_bytes = len(rest)
-        return SpoolBatch(entries, num_bytes, num_damaged)
+        return SpoolBatch(entries, num_bytes, damaged)
 
     def delivered(self, batch: SpoolBatch) -> None:
-        """The batch is in the database."""
+        """The batch is in the database; its damaged lines are kept in a file beside the spool."""
+        if batch.damaged:
+            self._keep(batch.damaged)
         with self._lock:
             self._start += batch.num_bytes
             if self._start == self._end:
@@ -150,10 +165,16 @@ class Spool:
             self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
-    def _keep_damaged(self, line: bytes) -> None:
-        logger.error("damaged line in %s, kept in a file beside it", self._path)
-        with self._path.with_suffix(".damaged").open("ab") as out:
-            out.write(line + b"\n")
+    def _keep(self, damaged: list[bytes]) -> None:
+        path = self._path.with_suffix(".damaged")
+        logger.error("%d damaged lines in %s, kept in %s", len(damaged), self._path, path)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            with os.fdopen(os.open(path, flags, 0o600), "ab") as out:
+                out.writelines(line + b"\n" for line in damaged)
+        except OSError as e:
+            # They must not hold up the entries behind them.
+            logger.error("damaged lines of %s are lost: %s", self._path, e)
 
 
 def make_spool_dir(folder: Path) -> None:

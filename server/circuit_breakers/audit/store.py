@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from circuit_breakers.audit.chain import HEAD_LOST, Head, Signer, checkpoint_det
 from circuit_breakers.audit.database import Database
 from circuit_breakers.audit.entry import AuditEntry, ScoreTrace, new_entry_id, now_us
 from circuit_breakers.audit.tables import AUDIT_LOG, METADATA, SCORE_TRACES
-from circuit_breakers.errors import ConfigError
+from circuit_breakers.errors import AuditError, ConfigError
 
 __all__ = ["AuditStore", "Pruning", "TripFilter", "TripPage"]
 
@@ -123,9 +124,7 @@ class AuditStore:
         Raises:
             AuditError: nothing was added, as far as is known; the same entries may come again.
         """
-        if not self.is_set_up:
-            self.set_up()
-        with self._database.writing(locked=True) as connection:
+        with self._writing(locked=True) as connection:
             known = self._known(connection, AUDIT_LOG, "entry_id", [e.entry_id for e in entries])
             new = {e.entry_id: e for e in entries if e.entry_id not in known}
             head = self._head(connection)
@@ -143,9 +142,7 @@ class AuditStore:
         Raises:
             AuditError: none was added, as far as is known.
         """
-        if not self.is_set_up:
-            self.set_up()
-        with self._database.writing(locked=False) as connection:
+        with self._writing(locked=False) as connection:
             rows = {trace.request_id: trace.to_row() for trace in traces}
             for request_id in self._known(connection, SCORE_TRACES, "request_id", list(rows)):
                 del rows[request_id]
@@ -231,6 +228,19 @@ class AuditStore:
         """
         with self._database.writing(locked=False) as connection:
             return self._prune_traces(connection, before_us)
+
+    @contextmanager
+    def _writing(self, *, locked: bool) -> Iterator[Connection]:
+        """A transaction on tables that are there."""
+        if not self.is_set_up:
+            self.set_up()
+        try:
+            with self._database.writing(locked=locked) as connection:
+                yield connection
+        except AuditError:
+            # What comes back may be another database, without them.
+            self.is_set_up = False
+            raise
 
     def _append(
         self, connection: Connection, head: Head | None, entries: Sequence[AuditEntry]

@@ -114,8 +114,12 @@ class _Walk:
             else:
                 self._find_gap(0, first.seq + 1)
         last_seq = self._head.seq if self._head is not None else 0
-        if expected is not None and not self._met_head and expected.seq > last_seq:
-            self._find_gap(last_seq, expected.seq + 1)
+        if expected is not None and not self._met_head:
+            if expected.seq > last_seq:
+                self._find_gap(last_seq, expected.seq + 1)
+            elif expected.seq <= pruned_through and expected != first:
+                # Whoever cuts the end off could tell of a pruning that goes beyond the head.
+                self._find(expected.seq, "is the head that was given, and pruned; give a later one")
         if self._signer is not None and self._num_rows and not self._num_signed:
             self._findings.append(Finding(None, "a key was given, and no row is signed"))
         self._find_altered()

@@ -117,7 +117,7 @@ class AuditWriter:
 
     def record(self, entry: AuditEntry) -> None:
         """Hands an entry over; it is on the disk within milliseconds."""
-        if len(self._entries) >= self._max_in_memory:
+        if len(self._entries) >= self._max_in_memory or self._is_last.is_set():
             self._counters.record_audit_dropped(1)
             self._complain("audit entries are lost: neither spool nor database takes them")
             return

@@ -22,6 +22,8 @@ __all__ = ["audit_export", "audit_prune", "audit_verify", "replay"]
 
 _MAX_SHOWN = 20
 _DAY_US = 86_400_000_000
+_MAX_DAYS = 36_500
+"""A century; far more would not fit into the databases' 64 bits."""
 
 Db = Annotated[
     Path | None,
@@ -47,6 +49,7 @@ KeyFiles = Annotated[
 
 @audit_app.command(name="verify", epilog="Example: `circuit-breakers audit verify --db audit.db`")
 def audit_verify(
+    ctx: typer.Context,
     db: Db = None,
     url: Url = None,
     file: Annotated[
@@ -63,6 +66,7 @@ def audit_verify(
     Without a key, somebody who can rewrite the whole log can hide that they did. Rows cut off at
     the end show only against a head from before, kept elsewhere.
     """
+    db, url = _typed(ctx, db, url)
     with reported_errors(exit_code=2):
         chain = import_extra("circuit_breakers.audit.chain", extra="serve")
         signer = chain.Signer.from_files(key_file or [])
@@ -84,9 +88,9 @@ def audit_verify(
 @audit_app.command(
     name="export", epilog="Example: `circuit-breakers audit export --db audit.db > audit.jsonl`"
 )
-def audit_export(db: Db = None, url: Url = None) -> None:
+def audit_export(ctx: typer.Context, db: Db = None, url: Url = None) -> None:
     """Print the log as JSON lines, oldest first; `audit verify --file` can check them."""
-    with _store(db, url) as store:
+    with _store(*_typed(ctx, db, url)) as store:
         for row in store.rows():
             typer.echo(json.dumps(row))
 
@@ -96,8 +100,10 @@ def audit_export(db: Db = None, url: Url = None) -> None:
     epilog="Example: `circuit-breakers audit prune --db audit.db --older-than-days 90`",
 )
 def audit_prune(
+    ctx: typer.Context,
     older_than_days: Annotated[
-        float, typer.Option("--older-than-days", "--older-than", min=0, help="In days.")
+        float,
+        typer.Option("--older-than-days", "--older-than", min=0, max=_MAX_DAYS, help="In days."),
     ],
     db: Db = None,
     url: Url = None,
@@ -113,7 +119,7 @@ def audit_prune(
     """
     verify_rows = import_extra("circuit_breakers.audit.verification", extra="serve").verify_rows
     chain = import_extra("circuit_breakers.audit.chain", extra="serve")
-    with _store(db, url, key_file) as store:
+    with _store(*_typed(ctx, db, url), key_file) as store:
         store.set_up()
         found = verify_rows(store.rows(), chain.Signer.from_files(key_file or []))
         if found.findings and not force:
@@ -128,6 +134,7 @@ def audit_prune(
 
 @app.command(epilog="Example: `circuit-breakers replay --db audit.db --target-fpr 0.001 --days 30`")
 def replay(
+    ctx: typer.Context,
     db: Db = None,
     url: Url = None,
     threshold: Annotated[
@@ -148,7 +155,7 @@ def replay(
     model: Annotated[
         str, typer.Option(help="Built-in model of that breaker.")
     ] = "smollm2-135m-instruct",
-    days: Annotated[int, typer.Option(min=1, help="How far back.")] = 7,
+    days: Annotated[int, typer.Option(min=1, max=_MAX_DAYS, help="How far back.")] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """How many requests of the last days would have tripped under other thresholds.
@@ -165,7 +172,7 @@ def replay(
     if target_fpr is not None:
         with reported_errors():
             thresholds, digest = _proven_thresholds(target_fpr, breaker, model)
-    with _store(db, url) as store:
+    with _store(*_typed(ctx, db, url)) as store:
         traces = store.traces(now_us() - days * _DAY_US, breaker=digest)
         groups = whatif.what_if(traces, thresholds)
     if as_json:
@@ -175,6 +182,15 @@ def replay(
     _print_what_if(groups, days, thresholds)
     for caveat in whatif.CAVEATS:
         typer.echo(f"note: {caveat}")
+
+
+def _typed(ctx: typer.Context, db: Path | None, url: str | None) -> tuple[Path | None, str | None]:
+    """What was typed, if anything was; else what the server's variables say."""
+    sources = {name: ctx.get_parameter_source(name) for name in ("db", "url", "file")}
+    typed = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    if not typed:
+        return db, url
+    return (db if "db" in typed else None), (url if "url" in typed else None)
 
 
 @contextmanager

@@ -79,6 +79,9 @@ class GuardSession:
         """Seconds from the session's start to the first delivered token."""
         self.num_leaked = 0
         """Tokens at or past a trip that reached this layer in enforce mode; must stay 0."""
+        self._num_unscored_within = 0
+        self.request_ids: list[str] = []
+        """vLLM's, of the generate() calls made so far."""
 
     def reports(self) -> list[GuardReport]:
         """One report for each choice that ran, in order of choice."""
@@ -120,11 +123,11 @@ class GuardSession:
         return None
 
     def judged_choices(self) -> set[int]:
-        """Choices whose whole prompt has its verdict."""
+        """Choices whose prompt has its verdict: all of it was judged, or it was stopped within."""
         return {
             choice
             for choice, stream in self._streams.items()
-            if stream.breaker.num_seen >= stream.num_prompt_tokens
+            if stream.stopped or stream.breaker.num_seen >= stream.num_prompt_tokens
         }
 
     def margins_for(self, choice: int, phase: Phase) -> dict[str, float] | None:
@@ -182,7 +185,8 @@ class GuardSession:
 
     @property
     def num_unscored(self) -> int:
-        return sum(s.breaker.num_unscored for s in self._streams.values())
+        own = sum(stream.breaker.num_unscored for stream in self._streams.values())
+        return own + self._num_unscored_within
 
     def add_request(self, num_choices: int) -> int:
         """Opens the next generate() call; the response's number of its first choice."""
@@ -194,6 +198,11 @@ class GuardSession:
         if choice not in self._streams:
             self._streams[choice] = _Stream(policy, num_prompt_tokens)
         return self._streams[choice]
+
+    def add_faults(self, within: GuardSession) -> None:
+        """Counts what must never happen in a session that a part of the request had of its own."""
+        self.num_leaked += within.num_leaked
+        self._num_unscored_within += within.num_unscored
 
     def delivered(self) -> None:
         if self.first_delivery_s is None:
@@ -294,6 +303,7 @@ class GuardedEngine:
         if session.policy is not None:
             params.extra_args = own_args(session.policy)
         first_choice = session.add_request(params.n)
+        session.request_ids.append(request_id)
         outputs = self._engine.generate(prompt, params, request_id, **kwargs)
         delta = params.output_kind.name == "DELTA"
         return self._guarded(session, first_choice, request_id, outputs, delta)

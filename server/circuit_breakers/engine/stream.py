@@ -28,7 +28,7 @@ class RequestStream:
         "_judged_to",
         "_num_published",
         "_rows",
-        "_suspect",
+        "_watch_to",
         "held",
         "held_end",
         "num_judged",
@@ -50,8 +50,8 @@ class RequestStream:
         self._rows = ScoreRows(len(policy.probes))
         self._num_published = 0
         """Leading full blocks already in the block store."""
-        self._suspect = False
-        """A position that is not judged yet may trip."""
+        self._watch_to = 0
+        """Positions before this one may trip, as far as the screen can tell; later ones cannot."""
         self.num_rows = 0
         """Positions fed so far; moves back when a preempted request starts over."""
         self.num_judged = 0
@@ -87,8 +87,8 @@ class RequestStream:
                 rows.write(first, block[part])
         self._num_published = start // size
         self.num_rows = start
-        if self.num_judged < start:
-            self._suspect = self._suspect or self._may_trip(self.num_judged, start)
+        if self.num_judged < start and self._may_trip(self.num_judged, start):
+            self._watch(start)
 
     def write(self, raw: bytes, may_trip: bool) -> None:
         """Takes in the raw logits of the next positions. Judged positions keep theirs."""
@@ -98,7 +98,8 @@ class RequestStream:
         first = max(start, self.num_judged)
         if first < end:
             rows.write(first, raw[(first - start) * rows.row_bytes :] if first > start else raw)
-            self._suspect = self._suspect or (may_trip and self._may_trip(first, end))
+            if may_trip and self._may_trip(first, end):
+                self._watch(end)
         self.num_rows = end
 
     def trim(self, num_tokens: int) -> None:
@@ -121,15 +122,18 @@ class RequestStream:
         if self.num_rows <= self.num_judged:
             # A preempted request catches up with what is judged.
             return None
-        self.num_judged = self.num_rows
-        if not self._suspect:
+        first, self.num_judged = self.num_judged, self.num_rows
+        if first >= self._watch_to:
             return None
-        self._suspect = False
         return self._breaker.update(self._rows.array(self._breaker.num_seen, self.num_judged))
 
     def unsent(self, end: int) -> bytes:
         """Raw logits of the positions from `num_sent` up to `end`."""
         return self._rows.raw(self.num_sent, end)
+
+    def _watch(self, end: int) -> None:
+        """A position before `end` may trip, or make one behind it trip."""
+        self._watch_to = max(self._watch_to, end + self.policy.longest_window - 1)
 
     def _may_trip(self, start: int, end: int) -> bool:
         logit_TP = self._rows.array(start, end)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from circuit_breakers.guard.aggregation import aggregate
+from circuit_breakers.guard.aggregation import RunningScore
 from circuit_breakers.guard.decision import Phase
 from circuit_breakers.guard.policy import Policy
 
@@ -32,9 +32,13 @@ def margins(
         logit_TK: finite float32 logits of the whole stream, the columns in the policy's order.
     """
     own = slice(0, num_prompt_tokens) if phase == "prompt" else slice(num_prompt_tokens, None)
+    # As in the breaker: a completion that is judged alone starts its scores at its first token.
+    starts_anew = phase == "completion" and "prompt" not in policy.phases
+    skip_tokens = num_prompt_tokens if starts_anew else 0
     found = {}
     for k, probe in enumerate(policy.probes):
-        score_T = aggregate(logit_TK[:, k], probe.aggregation)[own]
+        running = RunningScore(probe.aggregation, skip_tokens=skip_tokens)
+        score_T = running.update(logit_TK[:, k])[own]
         if phase == "completion" and probe.aggregation.kind == "max":
             # Skipped positions, which have no score, stay without one.
             score_T = np.where(score_T > -np.inf, logit_TK[own, k], score_T)

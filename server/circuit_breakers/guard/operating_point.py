@@ -9,6 +9,9 @@ from circuit_breakers.errors import CalibrationError
 
 __all__ = ["probes_at"]
 
+_MAX_NEEDED = 1e12
+"""Conversations above which a number says nothing more; it may be infinite."""
+
 
 def probes_at(manifest: Manifest, target_fpr: float | None) -> tuple[ProbeSpec, ...]:
     """The breaker's probes with the lowest thresholds whose proven bound is within `target_fpr`.
@@ -62,7 +65,8 @@ def _unsupported(manifest: Manifest, curve: tuple[OperatingPoint, ...], target_f
     calibration = manifest.probes[0].calibration
     stored = ", ".join(f"{point.target_fpr:g}" for point in curve)
     # Without a trip in n, the Clopper-Pearson bound is 1 - (1 - confidence) ** (1 / n).
-    needed = math.ceil(math.log1p(-calibration.confidence) / math.log1p(-target_fpr))
+    exact = math.log1p(-calibration.confidence) / math.log1p(-target_fpr)
+    needed = math.ceil(min(exact, _MAX_NEEDED))
     return (
         f"got target_fpr {target_fpr:g} for breaker {manifest.name!r}, whose "
         f"{calibration.num_conversations} benign conversations show at best "

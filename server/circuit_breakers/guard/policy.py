@@ -83,6 +83,15 @@ class Policy:
             ]
         )
 
+    @cached_property
+    def longest_window(self) -> int:
+        """Tokens for which a high logit may still lift a running score, its own token included.
+
+        A rolling mean rises when a low logit leaves its window, whatever comes in; a maximum and
+        an exponential mean only rise with a logit above them.
+        """
+        return max(p.aggregation.window or 1 for p in self.probes)
+
     def num_skipped(self, num_prompt_tokens: int) -> int:
         """Leading positions that no probe judges; they must have a finite logit all the same."""
         skipped = min(p.aggregation.skip_tokens for p in self.probes)

@@ -26,7 +26,9 @@ class Screen:
 
     A running score is a maximum or a weighted mean of the stream's logits, so it never exceeds the
     largest of them: a stream without a token at a ceiling has not tripped, and nothing of its
-    running scores has to be worked out. A token without a finite logit is never harmless.
+    running scores has to be worked out. After a token at a ceiling, a rolling mean may reach its
+    threshold with a harmless one, within its window (Policy.longest_window). A token without a
+    finite logit is never harmless.
     """
 
     __slots__ = ("_ceiling_K", "_ceilings")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +23,11 @@ from pydantic import Field
 
 from circuit_breakers.errors import ConfigError
 
-__all__ = ["PEPPER_VARIABLE", "KeyHash", "Pepper", "load_pepper", "new_key"]
+__all__ = ["PEPPER_VARIABLE", "KeyHash", "Pepper", "load_pepper", "new_key", "without_keys"]
 
 PEPPER_VARIABLE = "CIRCUIT_BREAKERS_PEPPER"
 _KEY_PREFIX = "cb-"
+_IN_TEXT = re.compile(_KEY_PREFIX + r"[\w-]{40,}", re.ASCII)
 _MIN_PEPPER_BYTES = 16
 _CURE = (
     f"set {PEPPER_VARIABLE}, or --pepper-file FILE, to a secret of at least {_MIN_PEPPER_BYTES} "
@@ -100,6 +102,11 @@ class Pepper:
 def new_key() -> str:
     """A random key."""
     return _KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def without_keys(text: str) -> str:
+    """A text for people, with every key in it taken out."""
+    return _IN_TEXT.sub("<an API key>", text)
 
 
 def load_pepper(environ: Mapping[str, str], file: Path | None) -> Pepper:

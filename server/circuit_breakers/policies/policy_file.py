@@ -32,7 +32,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.guard.decision import Mode, Phase
-from circuit_breakers.policies.api_keys import KeyHash
+from circuit_breakers.policies.api_keys import KeyHash, without_keys
 from circuit_breakers.policies.limits import KeyLimits
 
 __all__ = [
@@ -154,9 +154,10 @@ def load_policy_file(path: Path) -> LoadedFile:
         problems = [_describe(problem, data) for problem in e.errors(include_url=False)]
         more = len(problems) - _MAX_SHOWN
         shown = "; ".join(problems[:_MAX_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-        raise ConfigError(f"{path}: {shown}") from e
+        # Somebody may have put a key anywhere, for want of knowing where its hash belongs.
+        raise ConfigError(f"{path}: {without_keys(shown)}") from e
     if problem := _inconsistency(content):
-        raise ConfigError(f"{path}: {problem}")
+        raise ConfigError(f"{path}: {without_keys(problem)}")
     return LoadedFile(path, content, hashlib.sha256(raw).hexdigest())
 
 

@@ -15,10 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from circuit_breakers.artifact.manifest import Manifest
 from circuit_breakers.errors import CalibrationError, PolicyRequestError
 from circuit_breakers.guard.decision import Mode
-from circuit_breakers.policies.policy_file import Share, Threshold
+from circuit_breakers.policies.policy_file import Share, Threshold, TripAction
 from circuit_breakers.policies.served_policy import ServedPolicy, at_target_fpr, at_threshold
 
 __all__ = ["GuardRequest", "loosenings", "parse_guard_request", "tighten"]
+
+_WITHHOLDS: tuple[TripAction, ...] = ("stop", "refuse", "error")
+"""By what they withhold of a text, least first: some streams have no place for a refusal, and show
+what is on its way at the trip."""
 
 PolicyName = Annotated[str, Field(max_length=64)]
 
@@ -115,8 +119,10 @@ def loosenings(own: ServedPolicy, asked: ServedPolicy) -> list[str]:
             and "prompt" not in mine.phases
         ):
             found.append(f"the prompt would thin out the mean of probe {probe.name}")
-    if own.action != "stop" and asked.action == "stop":
-        found.append(f"action stop would show the text up to a trip, yours is {own.action}")
+    if _WITHHOLDS.index(asked.action) < _WITHHOLDS.index(own.action):
+        found.append(
+            f"action {asked.action} would show the text up to a trip, yours is {own.action}"
+        )
     return found
 
 

@@ -131,12 +131,14 @@ def test_trips_are_filtered(client: TestClient) -> None:
         ("limit=0", "limit"),
         ("limit=501", "limit"),
         ("cursor=x", "cursor"),
+        ("cursor=9223372036854775808", "cursor"),
         ("phase=both", "phase"),
         ("since=yesterday", "since"),
         ("since=2026-01-01T00:00:00", "since"),
         ("keys=a", "keys"),
         ("key=a&key=b", "key"),
         ("key=", "key"),
+        ("key=a%00", "key"),
     ],
 )
 def test_a_bad_query_is_named(client: TestClient, query: str, param: str) -> None:

@@ -39,3 +39,16 @@ def test_refuses_with_400_and_the_reason(raw: bytes, reason: str) -> None:
 def test_keeps_text_beyond_the_basic_plane() -> None:
     raw = rb'{"a": "\ud83d\ude00", "b": "' + "😀é".encode() + b'"}'
     assert parse_json_object(raw) == {"a": "😀", "b": "😀é"}
+
+
+@pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ("[", "]")])
+def test_depth_has_a_limit_that_an_answer_can_repeat(opening: str, closing: str) -> None:
+    """pydantic gives up at 255 levels: vLLM could not write the tools of a response back."""
+
+    def body(depth: int) -> bytes:
+        inner = opening * (depth - 1) + "1" + closing * (depth - 1)
+        return f'{{"wide": {[[]] * 200}, "deep": {inner}}}'.encode()
+
+    parse_json_object(body(128))
+    with pytest.raises(ApiError, match="nested too deeply, expected at most 128 levels"):
+        parse_json_object(body(129))

@@ -173,3 +173,26 @@ def test_new_policies_have_their_series(client: TestClient, app: FastAPI, file: 
     assert 'circuit_breakers_requests_total{model="smollm2-135m-instruct",outcome="ok",' in text
     for name in ("standard", "strict", "lax", "extra"):
         assert f'policy="{name}"' in text
+
+
+def test_breaker_info_tells_the_mode_after_a_reload(
+    client: TestClient, app: FastAPI, file: Path
+) -> None:
+    def info() -> str:
+        lines = client.get("/metrics").text.splitlines()
+        (line,) = (x for x in lines if x.startswith("circuit_breakers_breaker_info{"))
+        return line
+
+    assert 'mode="enforce"' in info() and 'policy="standard"' in info()
+    policy_file(file.parent, policies=POLICIES.replace('default = "standard"', 'default = "lax"'))
+    assert reload(client).status_code == 200
+    assert 'mode="observe"' in info() and 'policy="lax"' in info()
+    # Those that never came to have a policy count under the default.
+    app.state.service.new_record().finish("rejected")
+    assert (
+        app.state.service.registry.get_sample_value(
+            "circuit_breakers_requests_total",
+            {"model": "smollm2-135m-instruct", "policy": "lax", "outcome": "rejected"},
+        )
+        == 1
+    )

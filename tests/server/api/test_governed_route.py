@@ -9,14 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry
 
 from circuit_breakers.api.app import create_app
-from circuit_breakers.api.governed_route import GovernedRoute
+from circuit_breakers.api.governed_route import GovernedRoute, governed, ticket_of
 from circuit_breakers.settings import ServeSettings
 
 from .scripted import Scripted, scripted_server
@@ -62,6 +62,27 @@ def test_a_handler_that_answers_without_a_place_answers_nothing() -> None:
     app.include_router(router)
     with pytest.raises(AssertionError, match="start"):
         TestClient(app).post("/forgetful", json={})
+
+
+def test_a_stream_whose_last_byte_was_sent_gets_no_error_behind_it() -> None:
+    """Its handler may still be tidying up when the time is over; uvicorn raises on more bytes."""
+    app = create_app(ServeSettings(request_timeout_s=0.05), CollectorRegistry())
+    sent: list[Any] = []
+
+    async def handle(scope: Any, receive: Any, send: Any) -> None:
+        await ticket_of(Request(scope)).start()
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: [DONE]", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await asyncio.sleep(10)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "app": app, "path": "/v1/chat/completions", "headers": []}
+    run(governed(handle, scope, send, send))
+    assert [message.get("more_body") for message in sent] == [None, True, False]
 
 
 def test_a_rate_limit_is_told_in_openais_headers() -> None:

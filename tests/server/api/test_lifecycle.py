@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,9 @@ from typing import Any, NamedTuple
 import httpx
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
 
+from circuit_breakers.api import lifecycle
 from circuit_breakers.api.lifecycle import load_parts
 from circuit_breakers.errors import ArtifactError, BreakerMismatchError, ConfigError, ModelError
 from circuit_breakers.models import ResolvedModel
@@ -68,6 +72,31 @@ def test_parts_that_do_not_belong_together_are_refused(
         load_parts(ServeSettings(model=str(other), breaker=word_breaker))
     with pytest.raises(ConfigError, match=r"no breaker ships for model .*--breaker DIR"):
         load_parts(ServeSettings(model=str(other)))
+
+
+def test_a_start_that_is_interrupted_has_no_longer_than_a_shutdown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def start(*_: Any) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        await asyncio.sleep(60)
+
+    async def give_up(starting: asyncio.Task[None]) -> None:
+        starting.cancel()  # without ending the processes of other tests
+
+    monkeypatch.setattr(lifecycle, "REGISTRY", CollectorRegistry())
+    monkeypatch.setattr(lifecycle, "_SIGNALS", (signal.SIGUSR1,))
+    monkeypatch.setattr(lifecycle, "_start", start)
+    monkeypatch.setattr(lifecycle, "_give_up", give_up)
+    before = signal.getsignal(signal.SIGUSR1)
+    deadline = threading.Timer(60, lambda: None)
+    try:
+        listener = socket.create_server(("127.0.0.1", 0))
+        asyncio.run(lifecycle._serve(ServeSettings(), listener, print, deadline))
+        assert deadline.is_alive()
+    finally:
+        deadline.cancel()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_promise_beyond_the_data_is_refused_before_the_engine_starts(word_breaker: Path) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from openai.types import ModerationCreateResponse
 
+from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.moderations import moderate as moderate_by
+from circuit_breakers.engine.guarded import current_session, guard_session
+
+from ..policies.test_tightening import OWN
 from .conftest import MAX_MODEL_LEN, MODEL, Server, user
 
 ZEBRA = "Do you like the zebra?"
@@ -118,3 +125,30 @@ def test_a_text_longer_than_the_context_is_refused(server: Server) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         moderate(server, "dog " * (MAX_MODEL_LEN + 100))
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_token_without_a_score_is_counted_for_the_whole_request() -> None:
+    """With an engine whose probes have failed."""
+
+    class Unscored:
+        breaker_name = model_name = "b"
+
+        def ends_at_once(self) -> dict[str, Any]:
+            return {}
+
+        def parse(self, endpoint: str, data: dict[str, Any], *, max_choices: int) -> None:
+            """Nothing to look at."""
+
+        async def start(self, call: None) -> dict[str, Any]:
+            session = current_session()
+            assert session is not None
+            stream = session.stream(OWN.policy, session.add_request(1), 3)
+            stream.breaker.update(np.full((3, len(OWN.policy.probes)), np.nan, np.float32))
+            return {}
+
+    serving: Any = Unscored()
+    with guard_session(OWN.policy) as whole, pytest.raises(ApiError) as caught:
+        asyncio.run(moderate_by(serving, {"input": ["x", "y"]}, OWN.policy, max_inputs=2))
+    assert (caught.value.status, caught.value.code) == (500, "unscored")
+    assert whole.num_unscored == 6
+    assert whole.reports() == []

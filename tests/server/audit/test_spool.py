@@ -62,6 +62,14 @@ def test_a_file_without_a_living_owner_is_adopted_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1  # the living one still holds an entry
 
 
+def test_a_link_is_no_spool(tmp_path: Path) -> None:
+    """A shared folder may be writable to others, as Kubernetes' emptyDir is."""
+    precious = tmp_path / "policies.toml"
+    precious.write_text("default = 'a'\n")
+    (tmp_path / "1.spool").symlink_to(precious)
+    assert list(Spool.orphans(tmp_path)) == []
+
+
 def test_a_line_that_was_cut_off_while_written_is_no_entry(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path)
     whole = trip()
@@ -92,9 +100,42 @@ def test_a_damaged_line_is_counted_and_kept_and_holds_nothing_up(tmp_path: Path)
     (adopted,) = Spool.orphans(tmp_path)
     batch = adopted.peek(10)
     assert (batch.entries, batch.num_damaged) == ([before, after], 1)
-    assert b"horse" in file.with_suffix(".damaged").read_bytes()
+    # While the database is away the same batch is looked at again and again.
+    assert adopted.peek(10) == batch
     adopted.delivered(batch)
+    kept = file.with_suffix(".damaged")
+    assert kept.read_bytes().count(b"horse") == 1
+    assert kept.stat().st_mode & 0o777 == 0o600
     adopted.close()
+
+
+def test_a_damaged_line_that_cannot_be_kept_holds_nothing_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool.create(tmp_path)
+    spool.append([trip(probe="zebra"), trip()])
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes().replace(b"zebra", b"horse"))
+    file.with_suffix(".damaged").symlink_to("/dev/full")
+    spool.delivered(spool.peek(10))
+    assert spool.is_empty
+    assert "damaged lines" in caplog.text and "No space left" in caplog.text
+    spool.close()
+
+
+def test_a_large_spool_is_counted_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuit_breakers.audit.spool._READ_BYTES", 1000)
+    spool = Spool.create(tmp_path)
+    spool.append([trip() for _ in range(10)])
+    sizes = []
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: sizes.append(size) or read(fd, size, at))
+    assert spool.count() == 10
+    assert max(sizes) <= 1000
+    spool.delivered(spool.peek(10))
+    spool.close()
 
 
 def test_a_full_disk_leaves_what_was_written_before(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from circuit_breakers.audit.chain import Head, Signer
 from circuit_breakers.audit.database import parse_url, sqlite_url
 from circuit_breakers.audit.store import AuditStore, TripFilter
+from circuit_breakers.audit.tables import METADATA
 from circuit_breakers.audit.verification import verify_rows
 from circuit_breakers.errors import AuditError, ConfigError
 
@@ -186,6 +189,50 @@ def test_a_writer_notices_that_its_rows_are_gone(
     assert f"up to {last}" in finding.problem
 
 
+@pytest.mark.parametrize("into", ["moved", None])
+def test_a_file_that_is_moved_or_removed_takes_nothing_with_it(
+    store: AuditStore, path: Path, into: str | None
+) -> None:
+    """SQLite itself goes on writing to a file that has no name any more."""
+    last = store.append([trip()])
+    if into is None:
+        path.unlink()
+    else:
+        path.rename(path.with_name(into))
+    entry = trip()
+    with pytest.raises(AuditError, match="moved, removed or replaced"):
+        store.append([entry])
+    store.append([entry])
+    created, lost, row = store.rows()
+    assert (created["action"], lost["action"], lost["detail"]) == (
+        "created",
+        "head_lost",
+        str(last),
+    )
+    assert row["entry_id"] == entry.entry_id
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_database_that_comes_back_empty_gets_its_tables(store: AuditStore) -> None:
+    store.append([trip()])
+    with store._database.writing(locked=True) as connection:
+        METADATA.drop_all(connection)
+    with pytest.raises(AuditError, match="no such table"):
+        store.append([trip()])
+    store.append([trip()])
+    assert [row["action"] for row in store.rows()] == ["created", "head_lost", "stopped"]
+
+
+def test_making_the_file_again_does_not_let_go_of_its_lock(store: AuditStore, path: Path) -> None:
+    """Closing any descriptor of a file drops the locks that its process has on it."""
+    store.append([trip()])
+    store._database.make_file()
+    # SQLite's SHARED_FIRST and SHARED_SIZE (os.h): each connection in WAL mode has a lock there.
+    attempt = f"import fcntl; fcntl.lockf(open({str(path)!r}, 'r+b'), 6, 510, 2**30 + 2)"
+    tried = subprocess.run([sys.executable, "-c", attempt], capture_output=True, check=False)
+    assert b"BlockingIOError" in tried.stderr
+
+
 def test_a_pruned_log_is_no_alarm(store: AuditStore, caplog: pytest.LogCaptureFixture) -> None:
     store.append([trip(time_us=1)])
     store.prune(2**62)
@@ -220,6 +267,7 @@ def test_an_outage_says_where_and_hides_statement_and_values(tmp_path: Path) -> 
         ("nothing", "is not one"),
         ("postgresql://u:hidden@h:port/d", "is not one"),
         ("mysql://u:hidden@h/d", r"got audit URL 'mysql://u:\*\*\*@h/d'"),
+        ("mysql://h/d?password=hidden", "got audit URL 'mysql://h/d',"),
         ("sqlite://", "expected a file"),
         ("sqlite:///:memory:", "expected a file"),
     ],

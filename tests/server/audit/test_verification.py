@@ -11,7 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from circuit_breakers.audit.chain import HASHED_FIELDS, Head, Signer, digest, linked
+from circuit_breakers.audit.chain import (
+    HASHED_FIELDS,
+    Head,
+    Signer,
+    checkpoint_detail,
+    digest,
+    linked,
+)
 from circuit_breakers.audit.verification import Verification, verify_rows
 
 from .entries import KEY, trip, write_log
@@ -231,6 +238,22 @@ def test_rows_cut_off_at_the_end_show_against_a_head_from_before(log: Path) -> N
 def test_a_head_of_another_log_is_found(log: Path) -> None:
     found = Forger(log).verify(head=Head(4, "0" * 64))
     assert places(found) == {4}
+
+
+def test_a_head_that_was_pruned_vouches_for_nothing_but_what_follows_it() -> None:
+    """Somebody cuts rows off, writes others and says that the rows with the head were pruned."""
+    rows = linked([trip() for _ in range(6)], None, None)
+    real = Head(4, rows[3]["hash"])
+    forged = linked([trip() for _ in range(5)], None, None)
+    last = Head(5, forged[4]["hash"])
+    told = trip(kind="checkpoint", action="pruned", detail=checkpoint_detail(last))
+    late = linked([told], last, None)
+    assert verify_rows(late).findings == ()
+    (finding,) = verify_rows(late, expected_head=real).findings
+    assert str(finding) == "row 4: is the head that was given, and pruned; give a later one"
+    assert places(verify_rows(late, expected_head=Head(5, rows[4]["hash"]))) == {5}
+    # The chain goes on from this one.
+    assert verify_rows(late, expected_head=last).findings == ()
 
 
 def test_an_emptied_log_is_found(log: Path) -> None:

@@ -177,6 +177,15 @@ def test_what_is_lost_at_the_end_is_counted(site: Site) -> None:
     holder.close()
 
 
+def test_what_comes_when_nobody_writes_any_more_is_counted(site: Site) -> None:
+    """After the end, or after the death of the thread that spools."""
+    writer = site.started()
+    writer.close()
+    writer.record(trip())
+    assert site.counters.num_dropped == 1
+    assert writer.num_pending == 0
+
+
 def test_a_damaged_line_of_the_spool_is_counted_and_the_rest_delivered(site: Site) -> None:
     holder = site.hold()
     first = site.started()

@@ -161,6 +161,20 @@ def test_replay_without_traces_says_how_to_get_some(log: Path) -> None:
     assert "--score-traces" in result.stdout
 
 
+def test_what_is_typed_goes_before_the_variables_of_the_server(log: Path, tmp_path: Path) -> None:
+    live = {"CIRCUIT_BREAKERS_AUDIT_URL": "postgresql://nobody@127.0.0.1:1/none"}
+    exported = runner.invoke(app, ["audit", "export", "--db", str(log)], env=live)
+    assert exported.exit_code == 0, exported.output
+    file = tmp_path / "audit.jsonl"
+    file.write_text(exported.stdout)
+    for place in ("--db", str(log)), ("--url", url(log)), ("--file", str(file)):
+        for env in live, {"CIRCUIT_BREAKERS_AUDIT_DB": "none.db"}:
+            verified = runner.invoke(app, ["audit", "verify", *place], env=env)
+            assert verified.exit_code == 0, verified.output
+    here = {"CIRCUIT_BREAKERS_AUDIT_DB": str(log)}
+    assert runner.invoke(app, ["audit", "verify"], env=here).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -174,6 +188,8 @@ def test_replay_without_traces_says_how_to_get_some(log: Path) -> None:
         (["audit", "verify", "--db", "none.db", "--key-file", "none"], 2, "none"),
         (["audit", "export", "--db", "none.db"], 1, "no audit log in"),
         (["audit", "prune", "--db", "none.db", "--older-than-days", "1"], 1, "no audit log in"),
+        (["audit", "prune", "--db", "d", "--older-than-days", "inf"], 2, "--older-than-days"),
+        (["replay", "--db", "d", "--threshold", "1", "--days", "999999999"], 2, "--days"),
         (["replay", "--db", "none.db"], 2, "--threshold and --target-fpr"),
         (["replay", "--db", "none.db", "--threshold", "x"], 2, "LOGIT"),
         (["replay", "--db", "none.db", "--threshold", "nan"], 2, "LOGIT"),

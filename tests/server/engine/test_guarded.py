@@ -187,6 +187,18 @@ def test_choices_are_numbered_through_all_prompts(breaker: Breaker) -> None:
     assert session.report_for(0) is None
 
 
+def test_a_prompt_that_was_stopped_within_has_its_verdict(breaker: Breaker) -> None:
+    """Or the stream of the prompts beside it would wait for its own end."""
+    session = GuardSession()
+    policy = guarded(FaultyEngine([]), breaker).policy
+    stopped, running = (session.stream(policy, choice, PROMPT_TOKENS) for choice in range(2))
+    for stream in (stopped, running):
+        stream.breaker.update(np.zeros((PROMPT_TOKENS - 1, 2), np.float32))
+    assert session.judged_choices() == set()
+    stopped.stopped = True
+    assert session.judged_choices() == {0}
+
+
 def test_client_cannot_choose_adapter_or_engine_parameters(breaker: Breaker) -> None:
     from vllm import SamplingParams
 

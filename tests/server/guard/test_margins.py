@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,22 @@ def test_the_sign_is_the_verdict_of_the_breaker(aggregation: dict[str, Any]) -> 
             assert found[0] or found[1]
     # The test is not empty: either verdict comes up often.
     assert 10 < sum(tripped) < 190
+
+
+@pytest.mark.parametrize(
+    "aggregation",
+    [{"kind": "max"}, {"kind": "ema", "alpha": 0.3}, {"kind": "rolling_mean", "window": 3}],
+    ids=["max", "ema", "rolling_mean"],
+)
+def test_a_completion_that_is_judged_alone_is_flagged_where_it_trips(
+    aggregation: dict[str, Any],
+) -> None:
+    judged = dataclasses.replace(policy(**aggregation), phases=frozenset({"completion"}))
+    rng = np.random.default_rng(4)
+    verdicts = []
+    for _ in range(200):
+        logit_TK = rng.normal(-0.5, 1.5, (10, 2)).astype(np.float32)
+        trips = StreamBreaker(judged, 6).update(logit_TK) is not None
+        assert (max(margins(judged, logit_TK, 6, "completion").values()) >= 0) == trips
+        verdicts.append(trips)
+    assert 10 < sum(verdicts) < 190

@@ -122,6 +122,12 @@ def test_a_promise_beyond_the_data_is_refused_with_what_it_takes() -> None:
         probes_at(_manifest(_probe("a", CURVE)), 0.001)
 
 
+@pytest.mark.parametrize("target_fpr", [1e-300, 1e-308, 5e-324])
+def test_a_promise_that_no_number_of_conversations_proves_is_refused(target_fpr: float) -> None:
+    with pytest.raises(CalibrationError, match="at least 1000000000000 benign"):
+        probes_at(_manifest(_probe("a", CURVE)), target_fpr)
+
+
 def test_a_breaker_without_a_curve_has_its_one_promise() -> None:
     manifest = _manifest(_probe("a", ()))
     assert probes_at(manifest, 0.01)[0].threshold_logit == 3.0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from circuit_breakers.errors import ConfigError
+from circuit_breakers.policies.api_keys import new_key
 from circuit_breakers.policies.limits import KeyLimits
 from circuit_breakers.policies.policy_file import load_policy_file
 
@@ -124,6 +125,29 @@ def test_a_message_never_shows_what_may_be_a_secret(tmp_path: Path, old: str, ne
     with pytest.raises(ConfigError) as caught:
         load_policy_file(write(tmp_path, (POLICIES + KEYS).replace(old, new)))
     assert "Secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('default = "standard"', 'default = "KEY"'),
+        ('default = "standard"', 'default = "standard"\nkeys = ["KEY"]'),
+        ('policy = "strict"', 'policy = "KEY"'),
+        ('models = ["m"]', 'models = "KEY"'),
+        ('scope = ["admin"]', 'scope = ["KEY"]'),
+        ("burst = 5", 'burst = "KEY"'),
+        ("burst = 5", '"KEY" = 5'),
+    ],
+)
+def test_a_key_that_stands_in_another_place_is_not_shown(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    key = new_key()
+    text = POLICIES + ("" if "keys = [" in new else KEYS)
+    assert old in text
+    with pytest.raises(ConfigError) as caught:
+        load_policy_file(write(tmp_path, text.replace(old, new.replace("KEY", key), 1)))
+    assert key not in str(caught.value) and "<an API key>" in str(caught.value)
 
 
 def test_keys_of_one_id_differ_in_hash_and_expiry_only(tmp_path: Path) -> None:

@@ -109,7 +109,8 @@ def test_no_value_of_a_request_makes_a_looser_policy(
     assert mine.mode == "observe" or other.mode == "enforce"
     assert mine.phases <= other.phases
     assert (other.threshold_K <= mine.threshold_K).all()
-    assert own.action == "stop" or effective.action != "stop"
+    withholds = ["stop", "refuse", "error"]
+    assert withholds.index(effective.action) >= withholds.index(own.action)
 
 
 @settings(max_examples=400, deadline=None)
@@ -181,6 +182,12 @@ def test_text_that_is_withheld_stays_withheld() -> None:
     with pytest.raises(PolicyRequestError, match="action stop would show the text"):
         asked({"policy": "strict"}, refusing, strict=strict)
     assert asked({"threshold": 1}, refusing).action == "refuse"
+    # A stream of messages shows under `refuse` what `error` withholds.
+    failing = changed(action="error")
+    refused = changed(action="refuse", thresholds=(1, 1, 1), name="refused")
+    with pytest.raises(PolicyRequestError, match="action refuse would show the text"):
+        asked({"policy": "refused"}, failing, refused=refused)
+    assert asked({"policy": "failing"}, refusing, failing=failing).action == "error"
 
 
 def test_a_mean_that_the_prompt_would_thin_out_is_looser() -> None:
