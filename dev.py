@@ -179,7 +179,7 @@ def install(lock: int) -> None:
                 f"got {free / 1e9:.1f} GB free at {ROOT}, expected {MIN_FREE_BYTES / 1e9:.1f} GB "
                 "or more for the environment; free some space"
             )
-        say(f"creating .venv with Python {platform.python_version()} (2.3 GB when done)")
+        say(f"creating .venv with Python {platform.python_version()} (2.6 GB when done)")
         VENV.mkdir()
         UNFINISHED.touch()
         create_venv(lock)
