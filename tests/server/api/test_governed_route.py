@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry
 
 from circuit_breakers.api.app import create_app
-from circuit_breakers.api.governed_route import GovernedRoute, governed, ticket_of
+from circuit_breakers.api.governed_route import GovernedRoute, govern, ticket_of
 from circuit_breakers.settings import ServeSettings
 
 from .scripted import Scripted, scripted_server
@@ -81,7 +81,7 @@ def test_a_stream_whose_last_byte_was_sent_gets_no_error_behind_it() -> None:
         sent.append(message)
 
     scope = {"type": "http", "app": app, "path": "/v1/chat/completions", "headers": []}
-    run(governed(handle, scope, send, send))
+    run(govern(handle, app.state.service, scope, send, send))
     assert [message.get("more_body") for message in sent] == [None, True, False]
 
 
