@@ -15,7 +15,7 @@ from circuit_breakers.api.access import Caller, require_admin
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.openapi import reading
 from circuit_breakers.api.service import service_of
-from circuit_breakers.audit.entry import now_us
+from circuit_breakers.audit.entry import days_ago_us
 from circuit_breakers.audit.whatif import CAVEATS, what_if
 from circuit_breakers.errors import AuditError, CalibrationError
 from circuit_breakers.guard.decision import Phase
@@ -144,7 +144,7 @@ def _trip_json(row: dict[str, Any]) -> dict[str, Any]:
 def _what_if_json(
     store: AuditStore, query: WhatIfQuery, thresholds: dict[str, float], breaker: str
 ) -> dict[str, Any]:
-    since_us = now_us() - query.days * 86_400_000_000
+    since_us = days_ago_us(query.days)
     traces = list(store.traces(since_us, breaker=breaker, limit=_MAX_TRACES + 1))
     newest = traces[:_MAX_TRACES]
     return {

@@ -21,6 +21,7 @@ __all__ = [
     "DONE",
     "StreamShape",
     "add_guard",
+    "data_event",
     "event_error",
     "guard_stream",
     "is_error",
@@ -137,7 +138,7 @@ async def guard_stream(
             # The choices did not end, they broke off.
             open_choices.clear()
             has_ended = True
-            yield _event(error.to_json())
+            yield data_event(error.to_json())
             continue
         if event == DONE or _USAGE_MARK in event:
             for index in sorted(open_choices):
@@ -147,7 +148,7 @@ async def guard_stream(
             open_choices.clear()
             for annotator in () if has_ended else annotators:
                 for fields in annotator.last_chunks(reports):
-                    yield _event(shape.chunk(**fields))
+                    yield data_event(shape.chunk(**fields))
             has_ended = True
         elif is_first or watched or _FINISH_MARK in event:
             chunk = _parse(event)
@@ -175,7 +176,7 @@ def _chunk(
             annotator.on_first_chunk(chunk, reports)
         for choice in chunk["choices"] if annotator.watches else ended:
             annotator.on_choice(choice, reports)
-    return _event(chunk)
+    return data_event(chunk)
 
 
 def _parse(event: str) -> dict[str, Any]:
@@ -183,5 +184,6 @@ def _parse(event: str) -> dict[str, Any]:
     return parsed
 
 
-def _event(body: dict[str, Any]) -> str:
+def data_event(body: dict[str, Any]) -> str:
+    """A server-sent event without a type, as chat completions and completions have."""
     return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from circuit_breakers.api.endpoints import Endpoint
 from circuit_breakers.api.errors import prompt_tripped, stopped
-from circuit_breakers.api.responses import DONE
+from circuit_breakers.api.responses import DONE, data_event
 from circuit_breakers.engine.guarded import GuardSession
 from circuit_breakers.metrics import was_stopped
 from circuit_breakers.policies.served_policy import ServedPolicy
@@ -128,12 +128,12 @@ async def act_on_stream(
                     if report is None or not was_stopped(report):
                         continue
                     if served.action == "error":
-                        yield _event(stopped(report).to_json())
+                        yield data_event(stopped(report).to_json())
                         yield DONE
                         return
                     # vLLM's first event of a chat has the role, if there is one before the end.
                     _refuse_in_last_chunk(choice, served, has_role=num_events > 0)
-                event = _event(chunk)
+                event = data_event(chunk)
             num_events += 1
             yield event
     finally:
@@ -149,7 +149,3 @@ def _refuse_in_last_chunk(choice: dict[str, Any], served: ServedPolicy, *, has_r
         choice["delta"]["content"] = served.refusal
     else:
         choice["text"] = served.refusal
-
-
-def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 from circuit_breakers.guard.decision import Mode, Phase
 
-__all__ = ["AuditEntry", "Kind", "ScoreTrace", "new_entry_id", "now_us"]
+__all__ = ["AuditEntry", "Kind", "ScoreTrace", "days_ago_us", "new_entry_id", "now_us"]
 
 Kind = Literal["trip", "admin", "checkpoint"]
 """admin is an act of an operator; checkpoint is the log's own: its start, or rows taken out."""
 
 _MAX_TEXT = 500
+_DAY_US = 86_400 * 1_000_000
 
 
 def new_entry_id() -> str:
@@ -31,6 +32,11 @@ def new_entry_id() -> str:
 def now_us() -> int:
     """Microseconds since 1970, UTC."""
     return time.time_ns() // 1000
+
+
+def days_ago_us(days: float) -> int:
+    """Microseconds since 1970, UTC, so many days ago."""
+    return now_us() - int(days * _DAY_US)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

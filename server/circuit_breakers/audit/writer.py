@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from circuit_breakers.audit.entry import AuditEntry, ScoreTrace, now_us
+from circuit_breakers.audit.entry import AuditEntry, ScoreTrace, days_ago_us
 from circuit_breakers.audit.spool import Spool, make_spool_dir
 from circuit_breakers.audit.store import AuditStore
 from circuit_breakers.errors import CircuitBreakersError
@@ -36,7 +36,6 @@ _ADOPT_EVERY_S = 60.0
 _TRACES_EVERY_S = 1.0
 _GATHER_S = 0.1
 _PRUNE_EVERY_S = 3600.0
-_DAY_US = 86_400 * 1_000_000
 
 T = TypeVar("T")
 
@@ -214,7 +213,7 @@ class AuditWriter:
                 self._deliver()
                 if self._trace_days is not None and now_s - pruned_s >= _PRUNE_EVERY_S:
                     pruned_s = now_s
-                    self.store.prune_traces(now_us() - self._trace_days * _DAY_US)
+                    self.store.prune_traces(days_ago_us(self._trace_days))
                 retry_s = 0.0
             except (CircuitBreakersError, OSError) as e:
                 retry_s = min(max(2 * retry_s, _FIRST_RETRY_S), self._last_retry_s)

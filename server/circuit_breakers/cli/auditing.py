@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["audit_export", "audit_prune", "audit_verify", "replay"]
 
 _MAX_SHOWN = 20
-_DAY_US = 86_400_000_000
 _MAX_DAYS = 36_500
 """A century; far more would not fit into the databases' 64 bits."""
 
@@ -127,8 +126,8 @@ def audit_prune(
                 f"the log does not verify ({found.findings[0]}), nothing was taken out; see "
                 "`audit verify`, export it, then give --force"
             )
-        now_us = import_extra("circuit_breakers.audit.entry", extra="serve").now_us
-        gone = store.prune(now_us() - int(older_than_days * _DAY_US))
+        days_ago_us = import_extra("circuit_breakers.audit.entry", extra="serve").days_ago_us
+        gone = store.prune(days_ago_us(older_than_days))
     typer.echo(f"ok: {gone.num_entries} rows and {gone.num_traces} score traces taken out")
 
 
@@ -167,13 +166,13 @@ def replay(
             raise ConfigError("give exactly one of --threshold and --target-fpr")
         thresholds: Thresholds = _parse_thresholds(threshold) if threshold else {}
     whatif = import_extra("circuit_breakers.audit.whatif", extra="serve")
-    now_us = import_extra("circuit_breakers.audit.entry", extra="serve").now_us
+    days_ago_us = import_extra("circuit_breakers.audit.entry", extra="serve").days_ago_us
     digest = None
     if target_fpr is not None:
         with reported_errors():
             thresholds, digest = _proven_thresholds(target_fpr, breaker, model)
     with _store(*_typed(ctx, db, url)) as store:
-        traces = store.traces(now_us() - days * _DAY_US, breaker=digest)
+        traces = store.traces(days_ago_us(days), breaker=digest)
         groups = whatif.what_if(traces, thresholds)
     if as_json:
         shown = {"days": days, "thresholds": thresholds, "data": [g.to_json() for g in groups]}
