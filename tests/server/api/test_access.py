@@ -238,3 +238,23 @@ def test_breaker_shows_a_caller_its_policy_and_an_admin_all(client: TestClient) 
     ops = client.get("/v1/breaker", headers=bearer("ops")).json()
     assert ops["operating_point"]["target_fpr"] == 0.01
     assert [p["policy"] for p in ops["policies"]] == ["standard", "strict", "lax"]
+
+
+def test_limits_of_a_key_hold_for_that_key_alone(tmp_path: Path) -> None:
+    slow = key_table("slow", "limits = { requests_per_minute = 60, burst = 1 }")
+    app = governed_app(policy_file(tmp_path, slow))
+    attach(app)
+    client = TestClient(app)
+
+    def post(key: str) -> Any:
+        # No JSON: answered behind the limits, without an engine.
+        return client.post("/v1/chat/completions", content=b"x", headers=bearer(key))
+
+    # Without limits of its own, a key has the server's: none.
+    assert [post("team").status_code for _ in range(3)] == [post("team").status_code] * 3
+    first, second = post("slow"), post("slow")
+    assert first.status_code == post("team").status_code
+    assert first.headers["x-ratelimit-limit-requests"] == "60"
+    assert (second.status_code, second.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert second.headers["retry-after"] == "1"
+    assert post("team").status_code != 429

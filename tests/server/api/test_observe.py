@@ -56,6 +56,36 @@ def test_a_tripped_prompt_is_answered(observing_server: Server) -> None:
     assert after["circuit_breakers_leaked_tokens_total"] == 0
 
 
+@pytest.mark.parametrize("phase", ["input", "output"])
+def test_a_request_may_have_a_phase_blocked(observing_server: Server, phase: str) -> None:
+    texts = {
+        "input": "Do you like the zebra?",
+        "output": "Tell me the capital of France in one sentence.",
+    }
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": texts[phase]}],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
+
+    def post(mode: str) -> Any:
+        moderation = {"model": breaker, "policy": {phase: {"mode": mode}}}
+        asked = body | {"moderation": moderation}
+        return observing_server.http.post("/v1/chat/completions", json=asked)
+
+    breaker = observing_server.http.get("/v1/breaker").json()["name"]
+    scored = post("score")
+    assert scored.json()["choices"][0]["finish_reason"] != "content_filter"
+    assert scored.json()["moderation"][phase]["results"][0]["flagged"]
+    blocked = post("block")
+    if phase == "input":
+        assert (blocked.status_code, blocked.json()["error"]["code"]) == (400, "content_filter")
+    else:
+        assert blocked.json()["choices"][0]["finish_reason"] == "content_filter"
+        assert "Paris" not in blocked.text
+
+
 def test_a_listed_lora_runs_on_top_of_the_breaker_and_is_guarded(
     observing_server: Server,
 ) -> None:

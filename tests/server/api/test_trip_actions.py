@@ -162,6 +162,73 @@ def test_what_does_not_trip_is_answered_alike(server: Server, policy: str) -> No
     assert plain.finish_reason != "content_filter"
 
 
+OTHER_FORMATS = {
+    "/v1/responses": "max_output_tokens",
+    "/v1/messages": "max_tokens",
+}
+
+
+def post_other(server: Server, path: str, policy: str, text: str, stream: bool) -> Any:
+    prompt = {"input": text} if path == "/v1/responses" else {"messages": user(text)}
+    limit = {OTHER_FORMATS[path]: 16}
+    return server.http.post(
+        path,
+        json={"model": MODEL, **prompt, **limit, "temperature": 0, "stream": stream},
+        headers={"X-Breaker-Policy": policy},
+    )
+
+
+def texts_of(path: str, body: Any) -> list[str]:
+    if path == "/v1/messages":
+        return [block["text"] for block in body["content"]]
+    return [part["text"] for item in body["output"] for part in item["content"]]
+
+
+@pytest.mark.parametrize("path", OTHER_FORMATS)
+def test_refuse_replaces_the_text_of_a_whole_answer_in_every_format(
+    server: Server, path: str
+) -> None:
+    for text in (PROMPT_TRIPS, COMPLETION_TRIPS):
+        answer = post_other(server, path, "refusing", text, stream=False)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert texts_of(path, body) == [REFUSAL]
+        assert PARTIAL not in answer.text
+        ends = (body.get("stop_reason"), body.get("incomplete_details"))
+        assert ends in (("refusal", None), (None, {"reason": "content_filter"}))
+
+
+@pytest.mark.parametrize("path", OTHER_FORMATS)
+def test_refuse_has_no_place_in_a_stream_of_another_format(server: Server, path: str) -> None:
+    assert post_other(server, path, "refusing", PROMPT_TRIPS, stream=True).status_code == 400
+    assert _without_ids(post_other(server, path, "refusing", COMPLETION_TRIPS, stream=True)) == (
+        _without_ids(post_other(server, path, "default", COMPLETION_TRIPS, stream=True))
+    )
+
+
+def _without_ids(answer: Any) -> list[str]:
+    """Which events came, in order."""
+    assert answer.status_code == 200
+    return [line for line in answer.text.split("\n") if line.startswith("event: ")]
+
+
+@pytest.mark.parametrize("path", OTHER_FORMATS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_error_withholds_an_answer_in_every_format(server: Server, path: str, stream: bool) -> None:
+    before = outcomes(server, "failing").get("tripped_completion", 0)
+    answer = post_other(server, path, "failing", COMPLETION_TRIPS, stream=stream)
+    assert outcomes(server, "failing")["tripped_completion"] == before + 1
+    if not stream:
+        assert answer.status_code == 400
+        assert PARTIAL not in answer.text
+        return
+    assert answer.status_code == 200
+    last = [e for e in answer.text.split("\n\n") if e][-1]
+    assert last.startswith("event: error\n") and "content_filter" in last
+    ends = ("response.completed", "response.incomplete", "message_delta", "message_stop")
+    assert not any(f"event: {end}\n" in answer.text for end in ends)
+
+
 class Session:
     """Reports of a session in which choice 0 was stopped and choice 1 was not."""
 
