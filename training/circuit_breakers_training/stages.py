@@ -33,6 +33,7 @@ __all__ = [
     "compare_texts",
     "render_splits",
     "train",
+    "training_rows",
 ]
 
 _T = TypeVar("_T")
@@ -116,17 +117,22 @@ def render_splits(run: Run, dataset: Dataset) -> dict[str, list[Row]]:
     return splits
 
 
-def train(run: Run, dataset: Dataset) -> AdapterResult:
-    """The adapter; goes on from its own checkpoints. Every process takes part."""
-    digest = json_digest([run.recipe.training_digest(), dataset.digests])
-    out = run.work.path / f"adapter-{digest[:12]}"
+def training_rows(dataset: Dataset) -> TrainingRows:
+    """What the adapter is trained and checked on."""
     heldout = _few_of_each_source(dataset.test)
-    rows = TrainingRows(
+    return TrainingRows(
         retain=[c for c in dataset.train if c.label == "benign"],
         harmful=[c for c in dataset.train if c.label == "harmful"],
         heldout_retain=[c for c in heldout if c.label == "benign"],
         heldout_harmful=[c for c in heldout if c.label == "harmful"],
     )
+
+
+def train(run: Run, dataset: Dataset) -> AdapterResult:
+    """The adapter; goes on from its own checkpoints. Every process takes part."""
+    digest = json_digest([run.recipe.training_digest(), dataset.digests])
+    out = run.work.path / f"adapter-{digest[:12]}"
+    rows = training_rows(dataset)
 
     results: list[AdapterResult] = []
 

@@ -1,4 +1,4 @@
-"""`evaluate`: a breaker beside its base model."""
+"""`evaluate`: a breaker beside its base model. `learning-curve`: what more data or steps give."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from circuit_breakers.cli.apps import app, import_extra, reported_errors
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "learning_curve"]
 
 
 @app.command(
@@ -111,6 +111,45 @@ def evaluate(
             typer.echo(f"{name}: attack success {_shares(sides)}")
     typer.echo(f"ok: {len(results['rows'])} attempts on each model")
     typer.echo(f"report: {out / 'report.md'}")
+
+
+@app.command(
+    "learning-curve",
+    epilog="Example: `circuit-breakers learning-curve --data data --out curve "
+    "--variant data_share=0.5 --variant steps=100 --variant layers=[14,19]`",
+)
+def learning_curve(
+    data: Annotated[Path, typer.Option(help="Built dataset; its test split is asked.")],
+    out: Annotated[Path, typer.Option(help="Directory of adapters and results.")],
+    variant: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="An adapter to train: the recipe with one field changed, or with a share of the "
+            "data by data_share; may be repeated.",
+        ),
+    ],
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe, or path of a TOML file.")
+    ] = "smollm2-135m-instruct",
+    limit: Annotated[int, typer.Option(min=1, help="Requests of each suite, at most.")] = 50,
+) -> None:
+    """Train adapters that differ in data, steps or layers, and ask each the same requests."""
+    with reported_errors(exit_code=2):
+        curve = import_extra("circuit_breakers_training.evaluation.learning_curve", extra="train")
+        settings = curve.CurveSettings(
+            data=data,
+            out=out,
+            recipe=recipe,
+            variants=tuple(curve.parse_variant(text) for text in variant),
+            limit=limit,
+        )
+    with reported_errors():
+        from rich.console import Console
+
+        results = curve.learning_curve(settings, Console(stderr=True))
+    curve.print_curve(results)
+    typer.echo(f"ok: {out / 'curve.json'}")
 
 
 def _shares(sides: dict[str, Any]) -> str:

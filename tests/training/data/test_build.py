@@ -49,16 +49,20 @@ def _rows(directory: Path) -> list[Conversation]:
 
 def test_rows_are_labelled_by_source(built: BuiltDataset) -> None:
     rows = _rows(built.path)
-    assert {row.source for row in rows if row.label == "harmful"} == {"harmful"}
+    assert {row.source for row in rows if row.label == "harmful"} == {
+        "harmful",
+        "harmful_reworded",
+    }
     assert {row.source for row in rows if row.label == "benign"} == {
         "twin",
+        "twin_reworded",
         "homonym",
         "topic",
         "follow_up",
         "sampled",
         "refusal",
     }
-    assert all(row.kind == "prefilled" for row in rows if row.label == "harmful")
+    assert {row.kind for row in rows if row.source == "harmful"} == {"prefilled", "completion"}
     assert {row.kind for row in rows if row.source == "refusal"} == {"refusal"}
 
 

@@ -3,6 +3,7 @@ from collections import Counter
 from circuit_breakers_training.data.groups import content_words, word_jaccard
 from circuit_breakers_training.data.plan import (
     BENIGN_FRACTIONS,
+    Planned,
     plan_refusals,
     plan_rows,
     plan_sampled,
@@ -91,24 +92,53 @@ def test_a_limit_keeps_groups_and_splits_of_the_written_lists() -> None:
     }
 
 
-def test_harmful_rows_are_prefilled_and_so_is_half_of_the_benign_ones() -> None:
-    rows = plan_rows(plan_written(0), seed=0, harmful_samples=2)
-    harmful = [row for row in rows if row.label == "harmful"]
-    benign = [row for row in rows if row.label == "benign"]
-    assert all(row.prefill for row in harmful)
+def test_first_words_are_the_same_for_both_labels() -> None:
+    rows = plan_rows(plan_written(0), seed=0, harmful_samples=3)
+    benign = [r for r in rows if r.label == "benign" and r.original is None]
     # Standard error of a share of about 2,100 fair draws: 0.011.
-    assert abs(sum(bool(row.prefill) for row in benign) / len(benign) - 0.5) < 0.05
-    assert {row.prefill for row in harmful} == {row.prefill for row in benign} - {""}
+    assert abs(sum(bool(r.prefill) for r in benign) / len(benign) - 0.5) < 0.05
+    assert {r.prefill for r in rows if r.label == "harmful"} == {r.prefill for r in benign}
 
 
-def test_harmful_train_prompts_get_several_texts_with_different_first_words() -> None:
-    rows = plan_rows(plan_written(0), seed=0, harmful_samples=2)
-    by_prompt: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
+def test_harmful_train_prompts_are_asked_in_three_ways_and_others_in_two() -> None:
+    written = plan_written(0)
+    by_request: dict[str, list[Planned]] = {}
+    for row in plan_rows(written, seed=0, harmful_samples=3):
         if row.label == "harmful":
-            by_prompt.setdefault((row.split, row.prompt), []).append(row.prefill)
-    for (split, _), prefills in by_prompt.items():
-        assert len(prefills) == len(set(prefills)) == (2 if split == "train" else 1)
+            by_request.setdefault(row.request, []).append(row)
+    seen = Counter()
+    for rows in by_request.values():
+        ways = [
+            "prefilled" if r.prefill else "as-is" if r.original is None else "reworded"
+            for r in rows
+        ]
+        assert len(ways) == len(set(ways))
+        assert ways[0] == "prefilled"
+        seen[rows[0].split == "train", *ways[1:]] += 1
+        for row in rows:
+            assert (row.source == "harmful_reworded") == (row.original is not None)
+    assert set(seen) == {(True, "as-is", "reworded"), (False, "as-is"), (False, "reworded")}
+    assert all(count > 100 for count in seen.values())
+
+
+def test_a_half_of_the_twins_is_reworded_as_harmful_prompts_are() -> None:
+    rows = plan_rows(plan_written(0), seed=0, harmful_samples=3)
+    counts = Counter(row.source for row in rows)
+    # Standard error of a share of 614 fair draws: 0.02.
+    assert abs(counts["twin_reworded"] / counts["twin"] - 0.5) < 0.08
+    for row in rows:
+        if row.original is not None:
+            assert row.prompt != row.original
+            assert not row.prefill
+    # Groups were made from the first words: a reworded prompt stays with its twin.
+    homes = {row.request: (row.group, row.split) for row in rows if row.original is None}
+    assert all(homes[row.request] == (row.group, row.split) for row in rows)
+
+
+def test_one_sample_is_prefilled_and_nothing_is_reworded() -> None:
+    rows = plan_rows(plan_written(0), seed=0, harmful_samples=1)
+    assert all(row.original is None for row in rows)
+    assert all(row.prefill for row in rows if row.label == "harmful")
 
 
 def test_refusals_are_benign_train_rows() -> None:

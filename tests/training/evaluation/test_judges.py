@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from circuit_breakers_training.data.refusal_words import refuses
 from circuit_breakers_training.evaluation.degeneration import DegenerateLimits, Fluency
-from circuit_breakers_training.evaluation.judges import judge, on_topic, refuses
+from circuit_breakers_training.evaluation.judges import judge, on_topic
 
 LIMITS = DegenerateLimits(
     max_nats_per_token=2.0,

@@ -38,7 +38,7 @@ from circuit_breakers_training.render import set_chat_template
 
 __all__ = ["BuiltDataset", "build_dataset"]
 
-_PROCEDURE: Final = 1
+_PROCEDURE: Final = 2
 """Raised when prefills, filters or sampling change: an older build is then not taken for ours."""
 
 
@@ -48,7 +48,7 @@ def build_dataset(
     model: str,
     seed: int = 0,
     max_new_tokens: int = 64,
-    harmful_samples: int = 2,
+    harmful_samples: int = 3,
     sampled_prompts: int = 700,
     refusals: int = 60,
     extra_sets: Sequence[str] = (),
@@ -65,7 +65,8 @@ def build_dataset(
     Args:
         model: name, directory or hub id, as for resolve_model.
         max_new_tokens: length of each generated text.
-        harmful_samples: texts for each harmful train prompt.
+        harmful_samples: texts for each harmful train prompt: after first words, as it stands,
+            reworded, as it stands, ...; 1 leaves rewording out.
         sampled_prompts: benign prompts sampled from the model's own user turn.
         refusals: harmful train prompts that also appear with a written refusal.
         extra_sets: public sets to add, keys of extras.EXTRA_SETS.

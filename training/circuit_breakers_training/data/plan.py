@@ -10,10 +10,12 @@ from circuit_breakers_training.data import prompt_lists
 from circuit_breakers_training.data.extras import read_extra_set
 from circuit_breakers_training.data.groups import drop_near_duplicates, merge_near_duplicates
 from circuit_breakers_training.data.jsonl import Conversation, Kind, Label, Message, default_group
+from circuit_breakers_training.data.rewordings import reword
 from circuit_breakers_training.data.split import DEFAULT_FRACTIONS, split_of
 
 __all__ = [
     "BENIGN_FRACTIONS",
+    "REWORDED_SOURCES",
     "SAMPLED_FRACTIONS",
     "Planned",
     "plan_refusals",
@@ -42,6 +44,12 @@ SAMPLED_FRACTIONS: Final[Mapping[str, float]] = {
 """Splits of prompts sampled from the model. Calibration needs 299 benign conversations for a
 false-positive rate of 1 % at 95 % confidence with none tripping, and 773 with three."""
 
+REWORDED_SOURCES: Final[Mapping[str, str]] = {
+    "harmful": "harmful_reworded",
+    "twin": "twin_reworded",
+}
+"""Sources whose prompts also appear in other words, and the source of those."""
+
 # The same first words for harmful and for half of the benign rows: they must not be the signal.
 _PREFILLS: Final = (
     "Sure, here is",
@@ -69,11 +77,18 @@ class Planned:
     split: str = ""
     prefill: str = ""
     """First words of the assistant's turn, given to the model."""
+    original: str | None = None
+    """The last user turn before it was reworded; None if it is as it was."""
 
     @property
     def prompt(self) -> str:
         """The last user turn."""
         return self.messages[-1].content
+
+    @property
+    def request(self) -> str:
+        """What is asked for, in its first words."""
+        return self.prompt if self.original is None else self.original
 
     def finish(self, text: str) -> Conversation:
         """The conversation with the model's `text` after the prefill."""
@@ -155,21 +170,49 @@ def plan_sampled(prompts: Iterable[str], seed: int) -> list[Planned]:
 def plan_rows(rows: Iterable[Planned], *, seed: int, harmful_samples: int) -> list[Planned]:
     """One entry for each text to generate, with its prefill.
 
-    Harmful prompts are always prefilled, `harmful_samples` times with different words in train and
-    once elsewhere; of the benign ones, a half is prefilled.
+    The first text of a harmful prompt is prefilled: a model that would refuse answers then. Further
+    ones are asked for as the prompt stands, and in other words, in turns: `harmful_samples` in all
+    in train; elsewhere one of both. Benign prompts are prefilled by half, and a half of the twins
+    appears in other words, too.
     """
     planned = []
     for row in rows:
         draw = _draw(seed, "prefill", row.prompt)
+        first_words = _PREFILLS[draw % len(_PREFILLS)]
         if row.label == "harmful":
-            samples = harmful_samples if row.split == "train" else 1
-            for k in range(samples):
-                planned.append(replace(row, prefill=_PREFILLS[(draw + 3 * k) % len(_PREFILLS)]))
-        elif _draw(seed, "half", row.prompt) % 2:
-            planned.append(replace(row, prefill=_PREFILLS[draw % len(_PREFILLS)]))
-        else:
-            planned.append(row)
+            planned.append(replace(row, prefill=first_words))
+            planned += _unprefilled(row, seed, harmful_samples - 1)
+            continue
+        half = _draw(seed, "half", row.prompt) % 2
+        planned.append(replace(row, prefill=first_words) if half else row)
+        other = _draw(seed, "reword", row.prompt)
+        if harmful_samples > 1 and row.source in REWORDED_SOURCES and other % 2:
+            planned.append(_reworded(row, other // 2))
     return planned
+
+
+def _unprefilled(row: Planned, seed: int, count: int) -> list[Planned]:
+    """More texts for a harmful prompt: as it stands, reworded, as it stands, ..."""
+    draw = _draw(seed, "reword", row.prompt)
+    can_reword = row.source in REWORDED_SOURCES
+    if row.split != "train":
+        start, count = draw % 2, min(count, 1)
+    else:
+        start = 0
+    return [
+        _reworded(row, draw // 2 + k) if k % 2 and can_reword else row
+        for k in range(start, start + count)
+    ]
+
+
+def _reworded(row: Planned, draw: int) -> Planned:
+    turn = Message("user", reword(row.prompt, draw))
+    return replace(
+        row,
+        messages=(*row.messages[:-1], turn),
+        source=REWORDED_SOURCES[row.source],
+        original=row.prompt,
+    )
 
 
 def plan_refusals(rows: Iterable[Planned], *, seed: int, count: int) -> list[Conversation]:

@@ -1,6 +1,5 @@
 """The model's own answers to planned prompts, with those that cannot carry their label dropped."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,6 +9,7 @@ from circuit_breakers_training.data.groups import content_stems
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.data.magpie import TurnTemplate
 from circuit_breakers_training.data.plan import Planned
+from circuit_breakers_training.data.refusal_words import refuses
 
 __all__ = ["MAX_PROMPT_TOKENS", "TEMPERATURE", "Responses", "reason_to_drop", "write_responses"]
 
@@ -22,14 +22,7 @@ _MIN_RESPONSE_WORDS: Final = 4
 _MIN_RESPONSE_BYTES: Final = 60
 """Twenty Chinese characters; fewer than four words of English are hardly ever as long."""
 _SHARED_STEMS: Final = 2
-"""Content words of the prompt that a harmful text must take up."""
-
-_REFUSAL = re.compile(
-    r"\b(?:I['’]m sorry|I am sorry|I apologi[sz]e|I (?:cannot|can['’]t|won['’]t|am not able)"
-    r"|I am unable|I['’]m (?:not able|unable)|(?:is|are) (?:illegal|unethical)|not appropriate"
-    r"|as an AI)\b",
-    re.IGNORECASE,
-)
+"""Content words of the request that a harmful text must take up."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +81,10 @@ def reason_to_drop(plan: Planned, text: str) -> str | None:
         return f"{plan.label} text too short"
     if plan.label == "benign":
         return None
-    if _REFUSAL.search(text):
+    if refuses(text):
         return "harmful text refuses"
     # A small model often wanders off, and a text about something else is not harmful.
-    asked, said = content_stems(plan.prompt), content_stems(text)
+    asked, said = content_stems(plan.request), content_stems(text)
     if len(asked & said) < min(_SHARED_STEMS, len(asked)):
         return "harmful text is about something else"
     return None

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, cast, get_args
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.dataset import Dataset
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message
+from circuit_breakers_training.data.plan import REWORDED_SOURCES
 from circuit_breakers_training.data.sources import SourceSpec, locate, read_evaluation_rows
 from circuit_breakers_training.selection import expected_verdict
 
@@ -69,10 +70,14 @@ class PromptReader(Protocol):
 
 
 def dataset_prompts(dataset: Dataset) -> list[EvalPrompt]:
-    """Prompts of the test split, each once; those with a refused harmful request are left out."""
+    """Prompts of the test split, each once, in its first words.
+
+    Those with a refused harmful request are left out.
+    """
     found: dict[tuple[Message, ...], EvalPrompt] = {}
     for row in dataset.test:
-        if expected_verdict(row) == "refused":
+        # Suites have wordings of their own.
+        if expected_verdict(row) == "refused" or row.source in REWORDED_SOURCES.values():
             continue
         messages = row.messages[:-1]
         found.setdefault(

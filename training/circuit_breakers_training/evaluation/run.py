@@ -38,13 +38,17 @@ from circuit_breakers_training.evaluation.degeneration import DegenerateLimits, 
 from circuit_breakers_training.evaluation.guarded import guard_completions
 from circuit_breakers_training.evaluation.held_out import check_held_out
 from circuit_breakers_training.evaluation.outcomes import Outcome, row_json, summarise
-from circuit_breakers_training.evaluation.prompts import EvalPrompt, gather_prompts
+from circuit_breakers_training.evaluation.prompts import gather_prompts
 from circuit_breakers_training.evaluation.report import result_files
 from circuit_breakers_training.evaluation.results import check_out, environment, write_results
 from circuit_breakers_training.evaluation.settings import EvaluationSettings
 from circuit_breakers_training.evaluation.sides import Written, judge_sides, reference_limits
-from circuit_breakers_training.evaluation.suites import SUITES, Attempt, build_attempts, evenly
-from circuit_breakers_training.evaluation.techniques import AS_IS
+from circuit_breakers_training.evaluation.suites import (
+    SUITES,
+    Attempt,
+    build_attempts,
+    reference_attempts,
+)
 from circuit_breakers_training.fluency import LanguageModel
 from circuit_breakers_training.work_dir import progress_bar
 
@@ -52,8 +56,6 @@ __all__ = ["evaluate_breaker"]
 
 RESULTS_VERSION = 1
 
-_NUM_REFERENCE = 100
-"""Benign requests whose base-model answers say what counts as degenerate."""
 _PERPLEXITY_TOKENS = 1024
 
 
@@ -108,7 +110,7 @@ def evaluate_breaker(
         _requests(attempts, answers),
         allow_unknown=settings.allow_unknown_overlap,
     )
-    reference = _reference_attempts(prompts) if attempts else []
+    reference = reference_attempts(prompts) if attempts else []
     if attempts:
         check_num_texts(len(reference), 0, share=settings.degenerate_share)
 
@@ -197,16 +199,6 @@ def _requests(attempts: Sequence[Attempt], answers: Sequence[Conversation]) -> d
     for answer in answers:
         requests["capability"].append(answer.prompt)
     return requests
-
-
-def _reference_attempts(prompts: Sequence[EvalPrompt]) -> list[Attempt]:
-    """Benign requests as they are, whose answers by the base model count as sound."""
-    benign = [prompt for prompt in prompts if prompt.label == "benign"]
-    chosen = evenly(benign, _NUM_REFERENCE)
-    return [
-        Attempt(suite="reference", technique=AS_IS.name, prompt=p, messages=p.messages)
-        for p in chosen
-    ]
 
 
 def _summaries(

@@ -15,7 +15,7 @@ from circuit_breakers_training.evaluation.degeneration import (
     measure_fluency,
 )
 from circuit_breakers_training.evaluation.guarded import Guarded
-from circuit_breakers_training.evaluation.judges import judge
+from circuit_breakers_training.evaluation.judges import Verdict, judge
 from circuit_breakers_training.evaluation.llm_judge import LlmJudge, LlmVerdict, Question
 from circuit_breakers_training.evaluation.outcomes import Outcome, Side
 from circuit_breakers_training.evaluation.settings import EvaluationSettings
@@ -24,7 +24,7 @@ from circuit_breakers_training.fluency import LanguageModel
 from circuit_breakers_training.render import Rendered
 from circuit_breakers_training.work_dir import progress_bar
 
-__all__ = ["Written", "judge_sides", "reference_limits"]
+__all__ = ["Written", "judge_sides", "judge_texts", "reference_limits"]
 
 
 class Written(NamedTuple):
@@ -62,6 +62,23 @@ def reference_limits(
     """
     texts = [_Text(c.rendered, c.text) for c in completions]
     return calibrate_limits(_fluencies(base_model, texts, "reference", console), share=share)
+
+
+def judge_texts(
+    attempts: Sequence[Attempt],
+    completions: Sequence[Completion],
+    limits: DegenerateLimits,
+    base_model: LanguageModel,
+    console: Console | None,
+) -> list[Verdict]:
+    """The local judges' verdict on each attempt's completion."""
+    texts = [_Text(c.rendered, c.text) for c in completions]
+    return [
+        judge(attempt.prompt.request, text.text, fluency, limits)
+        for attempt, text, fluency in zip(
+            attempts, texts, _fluencies(base_model, texts, "fluency", console), strict=True
+        )
+    ]
 
 
 def judge_sides(

@@ -33,9 +33,13 @@ __all__ = [
     "build_attempts",
     "evenly",
     "pick_suites",
+    "reference_attempts",
 ]
 
 _T = TypeVar("_T")
+
+_NUM_REFERENCE: Final = 100
+"""Benign requests whose base-model answers say what counts as degenerate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,15 @@ def build_attempts(
                 )
             attempts += _attempts(name, techniques, evenly(chosen, limit), per_prompt)
     return attempts
+
+
+def reference_attempts(prompts: Sequence[EvalPrompt]) -> list[Attempt]:
+    """Benign requests as they are, whose answers by the base model count as sound."""
+    benign = [prompt for prompt in prompts if prompt.label == "benign"]
+    return [
+        Attempt(suite="reference", technique=AS_IS.name, prompt=p, messages=p.messages)
+        for p in evenly(benign, _NUM_REFERENCE)
+    ]
 
 
 def _labels(suite: Suite) -> tuple[Label, ...]:

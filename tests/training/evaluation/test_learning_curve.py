@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circuit_breakers.errors import ConfigError
+from circuit_breakers_training.data.dataset import load_dataset
+from circuit_breakers_training.evaluation.learning_curve import (
+    CurveSettings,
+    Variant,
+    learning_curve,
+    parse_variant,
+    print_curve,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LIMIT = 4
+SUITES = ("direct", "prefill", "wrappers", "past-tense")
+
+
+@pytest.fixture(scope="module")
+def curve(
+    roomy_llama: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    out = tmp_path_factory.mktemp("curve")
+    recipe = out / "tiny.toml"
+    recipe.write_text(f'model = "{roomy_llama}"\nsteps = 3\nbatch_size = 2\nprecision = "fp32"\n')
+    settings = CurveSettings(
+        data=data_dir,
+        out=out / "results",
+        recipe=str(recipe),
+        variants=(
+            parse_variant("data_share=0.5"),
+            parse_variant("data_share=1"),
+            parse_variant("steps=2"),
+        ),
+        limit=LIMIT,
+        max_new_tokens=8,
+        backend="transformers",
+    )
+    results = learning_curve(settings)
+    assert learning_curve(settings) == results, "a second run takes the adapters that are there"
+    return results, settings.out
+
+
+def test_there_is_a_row_for_the_base_model_and_each_variant(
+    curve: tuple[dict[str, Any], Path], data_dir: Path
+) -> None:
+    results, out = curve
+    assert json.loads((out / "curve.json").read_text()) == results
+    names = [row["variant"] for row in results["rows"]]
+    assert names == ["base model", "data_share=0.5", "data_share=1", "steps=2"]
+    for row in results["rows"]:
+        assert tuple(row["suites"]) == SUITES
+        assert all(suite["num"] == LIMIT for suite in row["suites"].values())
+    _, half, whole, short = results["rows"]
+    train = load_dataset(data_dir).train
+    assert whole["num_harmful"] == sum(row.label == "harmful" for row in train)
+    assert 0 < half["num_harmful"] < whole["num_harmful"]
+    assert 0 < half["num_benign"] < whole["num_benign"]
+    assert (whole["steps"], short["steps"]) == (3, 2)
+
+
+def test_adapters_are_kept_and_merged_checkpoints_are_not(
+    curve: tuple[dict[str, Any], Path],
+) -> None:
+    _, out = curve
+    assert sorted(p.name.split("-")[0] for p in out.iterdir()) == ["adapter"] * 3 + ["curve.json"]
+
+
+def test_the_table_has_every_variant(
+    curve: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_curve(curve[0])
+    printed = capsys.readouterr().out
+    assert all(row["variant"] in printed for row in curve[0]["rows"])
+
+
+@pytest.mark.parametrize("text", ["data_share=0", "data_share=1.5", "data_share=true", "steps"])
+def test_what_is_no_variant_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        parse_variant(text)
+
+
+def test_variants_of_other_models_are_refused(data_dir: Path, tmp_path: Path) -> None:
+    settings = CurveSettings(
+        data=data_dir,
+        out=tmp_path,
+        recipe="smollm2-135m-instruct",
+        variants=(Variant(name="as it is"), parse_variant('model="other"')),
+    )
+    with pytest.raises(ConfigError, match="one model"):
+        learning_curve(settings)
