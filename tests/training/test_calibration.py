@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from circuit_breakers.artifact.manifest import Aggregation
+from circuit_breakers.artifact.manifest import Aggregation, ScoreHistogram
 from circuit_breakers.errors import CalibrationError
 from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers_training.calibration import (
@@ -15,6 +15,7 @@ from circuit_breakers_training.calibration import (
     calibrate_jointly,
     fpr_upper_bound,
     min_conversations,
+    peak_histogram,
     peak_scale,
     peak_score,
 )
@@ -198,6 +199,24 @@ def test_scale_is_that_of_the_middle_of_the_peaks() -> None:
     peaks = np.arange(101, dtype=np.float32)
     assert peak_scale(peaks) == (50.0, 40.0)  # deciles 10 and 90
     assert peak_scale(np.full(5, 7.0, np.float32)) == (7.0, 1.0)
+
+
+def test_histogram_has_bins_of_as_many_conversations() -> None:
+    # Deciles of 0, 1, ... 100 are 10, 20, ... 90; an edge belongs to the bin above it.
+    histogram = peak_histogram(np.arange(101, dtype=np.float32))
+    assert histogram.edges == (10, 20, 30, 40, 50, 60, 70, 80, 90)
+    assert histogram.counts == (10, 10, 10, 10, 10, 10, 10, 10, 10, 11)
+
+
+def test_histogram_of_ties_has_fewer_bins_and_every_conversation() -> None:
+    assert peak_histogram(np.full(5, 7.0, np.float32)) == ScoreHistogram(edges=(7,), counts=(0, 5))
+    # Nine of ten tie at 0: every decile but the last is 0, and that one lies between 0 and 1.
+    tied = peak_histogram(np.array([0] * 9 + [1], np.float32))
+    assert len(tied.edges) == 2 and tied.counts == (0, 9, 1)
+
+
+def test_histogram_leaves_out_what_has_no_score() -> None:
+    assert sum(peak_histogram(np.array([1, -np.inf, 2], np.float32)).counts) == 2
 
 
 NUM_LOOKS = 150

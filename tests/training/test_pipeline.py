@@ -129,6 +129,13 @@ def test_breaker_loads_and_fits_its_model(trained: Path, recipe: Recipe, data_di
     assert probe.calibration.fpr_upper_bound <= 0.05
     # 70 conversations support 5 % (59 are needed) and nothing stricter of the ladder (149).
     assert [point.target_fpr for point in probe.calibration.curve] == [0.1, 0.05]
+    # Of each of the 70 benign calibration conversations, not of the 5 harmful ones.
+    histogram = probe.calibration.histogram
+    assert histogram is not None
+    assert {phase: sum(bins.counts) for phase, bins in histogram.items()} == {
+        "prompt": 70,
+        "completion": 70,
+    }
 
 
 def test_canaries_hold_on_the_checkpoint_that_serving_merges(

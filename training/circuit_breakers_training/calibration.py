@@ -35,7 +35,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
 
-from circuit_breakers.artifact.manifest import Aggregation, Calibration, OperatingPoint
+from circuit_breakers.artifact.manifest import (
+    Aggregation,
+    Calibration,
+    OperatingPoint,
+    ScoreHistogram,
+)
 from circuit_breakers.errors import CalibrationError
 from circuit_breakers.guard.aggregation import aggregate
 
@@ -47,11 +52,16 @@ __all__ = [
     "fpr_upper_bound",
     "min_conversations",
     "num_trips_allowed",
+    "peak_histogram",
     "peak_scale",
     "peak_score",
 ]
 
 FloatArray = npt.NDArray[np.float32]
+
+_NUM_BINS = 10
+"""Of a histogram, with as many conversations each: what a population stability index is usually
+taken over, and few enough that some hundred conversations fill them."""
 
 
 class CalibratedThreshold(NamedTuple):
@@ -80,6 +90,19 @@ def peak_score(logit_T: FloatArray, aggregation: Aggregation) -> float:
     NaN if any scored token is NaN, -inf if no token is scored.
     """
     return float(np.max(aggregate(logit_T, aggregation), initial=-np.inf))
+
+
+def peak_histogram(peak_N: FloatArray) -> ScoreHistogram:
+    """Peaks of benign conversations in bins that hold as many each, as far as ties allow.
+
+    Args:
+        peak_N: highest running score of each, of one phase; -inf, for a phase without a scored
+            token, is left out.
+    """
+    finite_N = np.asarray(peak_N, np.float64)[np.isfinite(peak_N)]
+    edges = np.unique(np.quantile(finite_N, np.arange(1, _NUM_BINS) / _NUM_BINS))
+    counts = np.bincount(np.searchsorted(edges, finite_N, side="right"), minlength=len(edges) + 1)
+    return ScoreHistogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
 
 
 def fpr_upper_bound(num_trips: int, num_conversations: int, confidence: float = 0.95) -> float:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from circuit_breakers.artifact import Aggregation, ProbeSpec, ProbeWeights
+from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers_training.activations import ResidualReader
-from circuit_breakers_training.calibration import calibrate, peak_score
+from circuit_breakers_training.calibration import calibrate, peak_histogram
 from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.dataset import Dataset
 from circuit_breakers_training.evaluate import ScoredConversation
@@ -141,11 +142,17 @@ def calibrate_probe(
 ) -> ProbeSpec:
     """The probe with its threshold, and those of the other promises that the data supports.
 
+    Its calibration also says how the conversations scored by phase, by what a server observes of a
+    stream: the highest running score, which the prompt's tokens enter, at the phase's tokens.
+
     Raises:
         CalibrationError: too few conversations for the promised false-positive rate.
     """
+    prompt_N, completion_N = np.array(
+        [_phase_peaks(row, probe.aggregation) for row in benign], np.float32
+    ).T
     threshold, calibration = calibrate(
-        np.array([peak_score(row.logit_T, probe.aggregation) for row in benign], np.float32),
+        np.maximum(prompt_N, completion_N),
         target_fpr=recipe.probe.target_fpr,
         confidence=recipe.probe.confidence,
         max_tokens=max(len(row.logit_T) for row in benign),
@@ -159,8 +166,21 @@ def calibrate_probe(
         layers=None if alone else layers,
         aggregation=probe.aggregation,
         threshold_logit=threshold,
-        calibration=calibration,
+        calibration=calibration.model_copy(
+            update={
+                "histogram": {
+                    "prompt": peak_histogram(prompt_N),
+                    "completion": peak_histogram(completion_N),
+                }
+            }
+        ),
     )
+
+
+def _phase_peaks(row: ScoredConversation, aggregation: Aggregation) -> tuple[float, float]:
+    """Highest running score at the prompt's tokens, and at the response's."""
+    prompt_T, response_T = np.split(aggregate(row.logit_T, aggregation), [row.num_prompt_tokens])
+    return float(np.max(prompt_T)), float(np.max(response_T, initial=-np.inf))
 
 
 def measure_long(

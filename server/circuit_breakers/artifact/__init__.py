@@ -13,6 +13,7 @@ from circuit_breakers.artifact.manifest import (
     Message,
     OperatingPoint,
     ProbeSpec,
+    ScoreHistogram,
 )
 from circuit_breakers.artifact.store import (
     Breaker,
@@ -34,6 +35,7 @@ __all__ = [
     "OperatingPoint",
     "ProbeSpec",
     "ProbeWeights",
+    "ScoreHistogram",
     "builtin_breaker_path",
     "load_breaker",
     "save_breaker",

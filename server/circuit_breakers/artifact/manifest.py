@@ -24,6 +24,7 @@ __all__ = [
     "Message",
     "OperatingPoint",
     "ProbeSpec",
+    "ScoreHistogram",
 ]
 
 SCHEMA_VERSION = 1
@@ -90,6 +91,28 @@ class OperatingPoint(_Frozen):
         return self
 
 
+class ScoreHistogram(_Frozen):
+    """How benign conversations score in one phase, to tell later whether live ones score alike."""
+
+    edges: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
+    """Ascending logits; bin i holds scores from edges[i - 1] on and below edges[i], and the first
+    and the last bin are open."""
+    counts: tuple[Annotated[int, Field(ge=0)], ...]
+    """Conversations in each bin, by the highest running score of the phase's tokens; one without a
+    scored token in the phase is left out."""
+
+    @model_validator(mode="after")
+    def _bins_fit_edges(self) -> ScoreHistogram:
+        if any(a >= b for a, b in pairwise(self.edges)):
+            raise ValueError(f"got edges {list(self.edges)}, expected them ascending, each once")
+        if len(self.counts) != len(self.edges) + 1 or not any(self.counts):
+            raise ValueError(
+                f"got counts {list(self.counts)}, expected {len(self.edges) + 1} of them, one more "
+                "than edges, and not all 0"
+            )
+        return self
+
+
 class Calibration(_Frozen):
     """What held-out benign conversations say about the threshold.
 
@@ -110,6 +133,20 @@ class Calibration(_Frozen):
     curve: Annotated[tuple[OperatingPoint, ...], Field(exclude_if=_is_empty)] = ()
     """Promises that a server may choose from, the loosest first; those that the data cannot support
     are not in it."""
+    histogram: Annotated[
+        dict[Literal["prompt", "completion"], ScoreHistogram] | None, Field(exclude_if=_is_none)
+    ] = None
+    """Scores of the calibrated conversations under this probe, by phase."""
+
+    @model_validator(mode="after")
+    def _histogram_is_of_these_conversations(self) -> Calibration:
+        for phase, histogram in (self.histogram or {}).items():
+            if sum(histogram.counts) > self.num_conversations:
+                raise ValueError(
+                    f"got a histogram of {sum(histogram.counts)} conversations in phase {phase}, "
+                    f"expected at most the {self.num_conversations} that were calibrated on"
+                )
+        return self
 
 
 class ProbeSpec(_Frozen):

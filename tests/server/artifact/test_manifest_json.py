@@ -54,6 +54,12 @@ def curve(*points: tuple[float, float], of_all: bool = True) -> Callable[[Any], 
     return change
 
 
+def histogram(edges: list[float], counts: list[int]) -> Callable[[Any], None]:
+    """A change that gives the first probe's calibration a histogram of both phases."""
+    one = {"edges": edges, "counts": counts}
+    return set_at("probes", 0, "calibration", "histogram", value={"prompt": one, "completion": one})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -80,6 +86,17 @@ def curve(*points: tuple[float, float], of_all: bool = True) -> Callable[[Any], 
         (curve((0.05, 2.0)), r"no point of target_fpr 0\.01 and threshold 2\.5 in the curve"),
         (curve((0.01, 2.5), (0.005, 3.0)), r"bound of 0\.00994, expected a bound within"),
         (curve((0.01, 2.5), of_all=False), "curves of different promises; expected the same"),
+        (histogram([1.0, 0.0], [1, 2, 3]), r"got edges \[1\.0, 0\.0\], expected them ascending"),
+        (histogram([1.0, 1.0], [1, 2, 3]), "expected them ascending, each once"),
+        (histogram([0.0, 1.0], [1, 2]), r"got counts \[1, 2\], expected 3 of them"),
+        (histogram([0.0], [0, 0]), "not all 0"),
+        (histogram([0.0], [-1, 2]), r"counts\.0': got -1"),
+        (histogram([], [3]), r"edges': got \[\]"),
+        (histogram([0.0], [200, 101]), "histogram of 301 conversations in phase prompt, expected"),
+        (
+            set_at("probes", 0, "calibration", "histogram", value={"answer": {}}),
+            r"histogram\.answer",
+        ),
         (set_at("probes", 1, "name", value="layer1"), "probe names must be unique"),
         (set_at("probes", value=[]), "field 'probes': got"),
         (set_at("probes", 0, "aggregation", "kind", value="min"), r"aggregation\.kind': got 'min'"),
@@ -125,6 +142,7 @@ def test_a_breaker_that_needs_no_new_field_has_none(golden_path: Path) -> None:
     data = (golden_path / "manifest.json").read_bytes()
     assert manifest_to_json(manifest_from_json(data, "manifest.json")) == data
     assert b'"layers"' not in data and b'"curve"' not in data
+    assert b'"histogram"' not in data
 
 
 def test_several_layers_and_a_curve_round_trip(edit_manifest: EditManifest) -> None:
@@ -136,6 +154,16 @@ def test_several_layers_and_a_curve_round_trip(edit_manifest: EditManifest) -> N
     assert manifest_from_json(data, "manifest.json") == manifest
     points = manifest.probes[1].calibration.curve
     assert [(p.target_fpr, p.threshold_logit) for p in points] == [(0.05, 2.0), (0.01, 2.5)]
+
+
+def test_a_histogram_round_trips(edit_manifest: EditManifest) -> None:
+    manifest = load_breaker(edit_manifest(histogram([-0.5, 1.25], [100, 150, 50]))).manifest
+    assert manifest_from_json(manifest_to_json(manifest), "manifest.json") == manifest
+    first, second = manifest.probes
+    assert first.calibration.histogram is not None
+    assert first.calibration.histogram["completion"].edges == (-0.5, 1.25)
+    assert first.calibration.histogram["completion"].counts == (100, 150, 50)
+    assert second.calibration.histogram is None
 
 
 def test_shows_at_most_three_problems(edit_manifest: EditManifest) -> None:
