@@ -125,6 +125,9 @@ class ServeSettings(BaseSettings):
     """Whether each request's highest scores are kept beside the audit log, for `replay`."""
     trace_days: Annotated[int, Field(ge=1)] = 30
     """Days that score traces are kept."""
+    canary_interval_s: Annotated[float, Field(ge=0)] = 300
+    """Seconds between two runs of the breaker's canaries; when one fails, the server is not ready
+    until they pass again. 0 runs them at the start only."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """Least severe messages that are logged, the engine's included."""
 

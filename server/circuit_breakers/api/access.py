@@ -21,6 +21,7 @@ from circuit_breakers.api.service import Service, service_of
 from circuit_breakers.engine.guarded import governed_by
 from circuit_breakers.errors import PolicyRequestError
 from circuit_breakers.guard.decision import Phase
+from circuit_breakers.metrics import Refusal
 from circuit_breakers.policies.limits import KeyLimits
 from circuit_breakers.policies.policy_book import PolicyBook
 from circuit_breakers.policies.policy_file import ANONYMOUS, KeySpec
@@ -52,6 +53,7 @@ _KEY_HEADERS = ("api-key", "x-api-key")
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _WITHOUT_INFERENCE = frozenset({"/v1/breaker", "/v1/models", "/metrics", "/openapi.json"})
 _PREFIXES_WITHOUT_INFERENCE = ("/v1/breaker/", "/v1/models/")
+_REFUSALS_BY_STATUS: dict[int, Refusal] = {401: "unauthenticated", 403: "forbidden"}
 _STATE = "circuit_breakers_caller"
 
 
@@ -94,7 +96,9 @@ def require_admin(request: Request) -> Caller:
     caller = authenticate(request)
     if caller.is_admin:
         return caller
-    has_keys = bool(service_of(request).governance.rules.keys)
+    service = service_of(request)
+    service.load_metrics.record_refusal("forbidden")
+    has_keys = bool(service.governance.rules.keys)
     raise ApiError(
         403,
         f"{request.method} {request.url.path} needs an admin key; "
@@ -173,6 +177,7 @@ class AccessGate:
         """
         self._app = app
         self._governance: Governance = service.governance
+        self._metrics = service.load_metrics
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,6 +199,8 @@ class AccessGate:
                     code="insufficient_permissions",
                 )
         except ApiError as error:
+            if (refusal := _REFUSALS_BY_STATUS.get(error.status)) is not None:
+                self._metrics.record_refusal(refusal)
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from circuit_breakers.api.endpoints import Endpoint
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.trail import AuditTrail, RequestIdentity
 from circuit_breakers.engine.guarded import GuardSession
@@ -35,6 +36,7 @@ class RequestRecord:
         """Public id of the caller's API key."""
         self.model = model
         """The name that the request is served under."""
+        self.endpoint: Endpoint | Literal["moderation"] = "chat"
         self.session: GuardSession | None = None
         """Set once generation may start."""
 
@@ -85,6 +87,9 @@ class RequestRecord:
         self._trail.record_trips(who, trips)
         self._trail.record_scores(who, session, reports, outcome)
         self._metrics.record_scores(session.max_scores)
+        self._metrics.record_scored(sum(report.num_scored for report in reports))
+        if outcome == "ok" and self.endpoint != "moderation":
+            self._metrics.record_unsuspicious(session.untripped_peaks())
         num_leaked, num_held = session.num_leaked, None
         if usage is not None:
             # The usage has the whole of a prompt, its verdict covers what came before the trip.

@@ -63,6 +63,7 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
     """
     service = service_of(request)
     record = service.new_record()
+    record.endpoint = endpoint
     try:
         serving = service.serving()
         caller = authenticate(request)

@@ -16,6 +16,7 @@ digests are checked and the canaries have run before the first request.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import re
 from argparse import Namespace
@@ -110,7 +111,7 @@ class EndpointPlugin:
         # Deferred: only a server with a breaker pays for them.
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
-        from circuit_breakers.api.canary import run_canaries
+        from circuit_breakers.api.canary import run_canaries, watch_canaries
         from circuit_breakers.api.serving import Serving
         from circuit_breakers.engine.launch import guarded_engine
 
@@ -131,10 +132,12 @@ class EndpointPlugin:
         )
         await init_app_state(guarded, state, args, await guarded.get_supported_tasks())
         serving = Serving(guarded, state)
-        await run_canaries(serving)
+        await run_canaries(service, serving)
         service.attach(serving)
         reload_on_hangup(service)
         service.ready()
+        # Kept, as the event loop alone would let go of it; ends with vLLM's own.
+        state.canaries = asyncio.create_task(watch_canaries(service, serving))
 
 
 def _check_server_arguments(args: Namespace) -> None:

@@ -188,7 +188,7 @@ async def _start(service: Service, settings: ServeSettings, stack: AsyncExitStac
     for module in _HEAVY_MODULES:
         await asyncio.to_thread(importlib.import_module, module)
     # Deferred: these pull in torch and vLLM.
-    from circuit_breakers.api.canary import run_canaries
+    from circuit_breakers.api.canary import run_canaries, watched
     from circuit_breakers.api.serving import check_tool_call_parser, start_serving
     from circuit_breakers.engine.launch import EngineSettings, launch_engine
 
@@ -204,9 +204,10 @@ async def _start(service: Service, settings: ServeSettings, stack: AsyncExitStac
     guarded = await stack.enter_async_context(launch_engine(engine_settings, model, breaker))
     serving = await start_serving(guarded, settings.tool_call_parser)
     service.wait_for("running the canaries")
-    await run_canaries(serving)
+    await run_canaries(service, serving)
     service.attach(serving)
     service.ready()
+    await stack.enter_async_context(watched(service, serving))
 
 
 async def _give_up(starting: asyncio.Task[None]) -> None:

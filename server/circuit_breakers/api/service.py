@@ -16,7 +16,7 @@ from circuit_breakers.api.errors import ApiError, not_ready
 from circuit_breakers.api.governance import Governance
 from circuit_breakers.api.trail import SERVER_KEY_ID, AuditTrail
 from circuit_breakers.errors import ConfigError
-from circuit_breakers.metrics import GuardMetrics, LoadMetrics
+from circuit_breakers.metrics import GuardMetrics, HealthMetrics, LoadMetrics
 from circuit_breakers.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ class Service:
             num_running=lambda: self.admission.num_running,
             num_waiting=lambda: self.admission.num_waiting,
         )
+        self.health_metrics = HealthMetrics(
+            registry,
+            is_ready=lambda: self.reason is None,
+            canary_interval_s=settings.canary_interval_s,
+        )
+        self.failed_canary: str | None = None
+        """What a canary got instead of its verdict; not ready and nothing served until they pass
+        again."""
         self._serving: Serving | None = None
         self._waiting_for: str | None = "starting"
         self._is_leaving = False
@@ -121,7 +129,7 @@ class Service:
             return "the engine died, restart the server"
         if self._is_leaving:
             return "shutting down"
-        return self._waiting_for
+        return self._waiting_for or self.failed_canary
 
     @property
     def attached(self) -> Serving | None:
@@ -138,6 +146,8 @@ class Service:
             raise ApiError(503, "the engine died; restart the server", code="engine_dead")
         if self._waiting_for is not None:
             raise not_ready(self._waiting_for)
+        if self.failed_canary is not None:
+            raise not_ready(self.failed_canary)
         assert self._serving is not None, "ready() needs it"
         return self._serving
 

@@ -148,6 +148,10 @@ def serve(
         ),
     ] = None,
     trace_days: Annotated[int | None, typer.Option(help="Days to keep them. [30]")] = None,
+    canary_interval_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds between runs of the canaries; 0: at the start only. [300]"),
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error. [warning]")
     ] = None,

@@ -170,6 +170,17 @@ class GuardSession:
                     known[probe] = max(peak, known.get(probe, peak))
         return peaks
 
+    def untripped_peaks(self) -> list[dict[Phase, dict[str, float]]]:
+        """Highest running score by phase and probe of each stream that did not trip.
+
+        As calibration takes them: those whose scores started with the completion are left out.
+        """
+        return [
+            stream.breaker.probe_peaks
+            for stream in self._streams.values()
+            if stream.breaker.trip is None and "prompt" in stream.policy.phases
+        ]
+
     @property
     def thresholds(self) -> dict[str, float]:
         """Lowest threshold that a stream was under, by probe."""

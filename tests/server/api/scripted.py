@@ -76,6 +76,7 @@ class ScriptedServing:
                 name="scripted",
                 base_model=SimpleNamespace(id="m"),
                 created=SimpleNamespace(timestamp=lambda: 0.0),
+                probes=(),
             ),
             digest="d" * 64,
         )

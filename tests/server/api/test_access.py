@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,25 @@ def test_a_websocket_without_a_key_is_closed(client: TestClient) -> None:
     ):
         pass
     assert caught.value.code == 1008
+
+
+def test_who_is_not_let_in_is_counted_by_reason(client: TestClient) -> None:
+    def refusals() -> dict[str, float]:
+        found = re.findall(
+            r'^circuit_breakers_refused_requests_total\{reason="(\w+)"\} (\S+)',
+            client.get("/metrics").text,
+            re.MULTILINE,
+        )
+        return {reason: float(count) for reason, count in found if float(count)}
+
+    assert refusals() == {}
+    client.get("/v1/models")
+    client.get("/v1/models", headers=bearer("nobody"))
+    assert refusals() == {"unauthenticated": 2}
+    # A key that may infer, on a route for operators; then one for operators, that may not infer.
+    assert client.get("/v1/breaker/trips", headers=bearer("team")).status_code == 403
+    assert client.post("/v1/completions", headers=bearer("ops")).status_code == 403
+    assert refusals() == {"unauthenticated": 2, "forbidden": 2}
 
 
 def test_probes_and_metrics_are_open(client: TestClient) -> None:

@@ -1,15 +1,31 @@
-"""What counts as a passed canary. That canaries run at all, every server of these tests shows."""
+"""What counts as a passed canary, and what follows when one fails while the server runs.
+
+That canaries pass through the real engine, at the start and later, test_observability.py shows.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple
 
+import httpx
+import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
-from circuit_breakers.api.canary import check_verdict
+from circuit_breakers.api.app import create_app
+from circuit_breakers.api.canary import check_verdict, run_canaries, watch_canaries, watched
+from circuit_breakers.api.service import Service
 from circuit_breakers.artifact.manifest import Canary, Message
+from circuit_breakers.engine.guarded import current_session, governed_by
 from circuit_breakers.errors import NotReadyError
 from circuit_breakers.guard.decision import GuardReport
+from circuit_breakers.guard.policy import Policy
+from circuit_breakers.settings import ServeSettings
+
+from ..policies.manifests import manifest
 
 
 def canary(label: Literal["harmful", "benign"]) -> Canary:
@@ -46,3 +62,123 @@ def test_a_missing_score_fails_a_harmful_canary_too(seen: GuardReport | None) ->
     # Fail closed: such a token trips, but it proves no probe.
     with pytest.raises(NotReadyError, match="got no score"):
         check_verdict(0, canary("harmful"), seen)
+
+
+class ProbedServing:
+    """Takes the part of `Serving`: scores a prompt of two tokens, and breaks off if told to."""
+
+    def __init__(self) -> None:
+        self.scores = {"harmful": 9.0, "benign": 0.0}
+        self.breaks = False
+        self.num_started = 0
+        canaries = tuple(
+            Canary(messages=(Message(role="user", content=label),), label=label)
+            for label in ("harmful", "benign")
+        )
+        made = manifest().model_copy(update={"canaries": canaries})
+        # Probe p0 trips from 4 on.
+        policy = Policy.from_manifest(made, "enforce")
+        breaker = SimpleNamespace(manifest=made, digest="d" * 64)
+        self.guarded = SimpleNamespace(breaker=breaker, policy=policy, errored=False)
+
+    def parse(self, endpoint: str, data: dict[str, Any], *, max_choices: int) -> dict[str, Any]:
+        return data
+
+    async def start(self, call: dict[str, Any]) -> None:
+        self.num_started += 1
+        if self.breaks:
+            raise RuntimeError("the engine broke")
+        session = current_session()
+        assert session is not None and session.policy is None
+        score = self.scores[call["messages"][-1]["content"]]
+        stream = session.stream(self.guarded.policy, 0, 2)
+        stream.breaker.update(np.array([[0.0, 0.0], [score, 0.0]], np.float32))
+
+
+class Watched(NamedTuple):
+    serving: Any
+    service: Service
+    http: httpx.AsyncClient
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.service.registry.get_sample_value(f"circuit_breakers_{name}", labels)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+def run(test: Callable[[Watched], Awaitable[None]], **settings: Any) -> None:
+    """Runs a test on a ready server with a ProbedServing."""
+
+    async def main() -> None:
+        serving: Any = ProbedServing()
+        app = create_app(ServeSettings(model="m", **settings), CollectorRegistry(), serving)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            await test(Watched(serving, app.state.service, http))
+
+    asyncio.run(main())
+
+
+def test_a_failing_canary_makes_the_server_unready_until_they_pass_again() -> None:
+    async def test(on: Watched) -> None:
+        async with watched(on.service, on.serving):
+            await on.until(lambda: on.serving.num_started >= 4)
+            assert (await on.http.get("/readyz")).status_code == 200
+            on.serving.scores["harmful"] = 1.0
+            await on.until(lambda: on.service.failed_canary is not None)
+            ready = await on.http.get("/readyz")
+            assert ready.status_code == 503
+            assert ready.json()["reason"].startswith("canary 0 (harmful) passed: score 1.000")
+            refused = await on.http.post("/v1/chat/completions", json={})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+            assert (on.sample("ready"), on.sample("canary_ok")) == (0, 0)
+            assert (on.sample("canary_failures_total") or 0) >= 1
+            on.serving.scores["harmful"] = 9.0
+            await on.until(lambda: on.service.failed_canary is None)
+            assert (await on.http.get("/readyz")).status_code == 200
+            assert (on.sample("ready"), on.sample("canary_ok")) == (1, 1)
+
+    run(test, canary_interval_s=0.02)
+
+
+def test_an_engine_that_gives_no_answer_fails_a_canary_too() -> None:
+    async def test(on: Watched) -> None:
+        on.serving.breaks = True
+        with pytest.raises(NotReadyError, match=r"canary 0 \(harmful\) got no answer \(the eng"):
+            await run_canaries(on.service, on.serving)
+        assert on.sample("canary_ok") == 0
+
+    run(test)
+
+
+def test_canaries_count_as_scored_tokens_and_as_nothing_else() -> None:
+    async def test(on: Watched) -> None:
+        # As if a caller's request had started them.
+        with governed_by(on.serving.guarded.policy):
+            await run_canaries(on.service, on.serving)
+        assert on.sample("canary_ok") == 1
+        # Two canaries of two tokens each.
+        assert on.sample("scored_tokens_total", model="m") == 4
+        counts = [
+            s.value
+            for family in on.service.registry.collect()
+            for s in family.samples
+            if s.name.startswith(("circuit_breakers_requests", "circuit_breakers_trips_total"))
+            or s.name == "circuit_breakers_score_count"
+            if not s.name.endswith("_created")
+        ]
+        assert len(counts) == 6 + 4 + 2  # outcomes, phases times actions, phases
+        assert not any(counts)
+
+    run(test)
+
+
+def test_interval_0_runs_them_at_the_start_only() -> None:
+    async def test(on: Watched) -> None:
+        await asyncio.wait_for(watch_canaries(on.service, on.serving), 10)
+        assert on.serving.num_started == 0
+
+    run(test, canary_interval_s=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,9 +17,11 @@ from circuit_breakers.artifact.manifest import (
     Manifest,
     Message,
     ProbeSpec,
+    ScoreHistogram,
 )
 from circuit_breakers.guard.decision import GuardReport
-from circuit_breakers.metrics import GuardMetrics, LoadMetrics, leaked_tokens, was_stopped
+from circuit_breakers.metrics import GuardMetrics, leaked_tokens, was_stopped
+from circuit_breakers.metrics.drift import MIN_REQUESTS
 
 
 def report(**changes: Any) -> GuardReport:
@@ -40,9 +43,14 @@ def report(**changes: Any) -> GuardReport:
 TRIP = {"tripped": True, "phase": "completion", "token_index": 8, "num_scored": 9}
 
 
-def manifest(created: datetime) -> Manifest:
+def manifest(created: datetime, histogram: ScoreHistogram | None = None) -> Manifest:
     calibration = Calibration(
-        target_fpr=0.01, num_conversations=300, num_trips=0, fpr_upper_bound=0.00994, max_tokens=64
+        target_fpr=0.01,
+        num_conversations=300,
+        num_trips=0,
+        fpr_upper_bound=0.00994,
+        max_tokens=64,
+        histogram=None if histogram is None else {"prompt": histogram, "completion": histogram},
     )
     probe = ProbeSpec(
         name="p",
@@ -162,18 +170,56 @@ def test_an_unscored_token_stops_in_observe_mode_too() -> None:
     assert was_stopped(report(**TRIP | {"mode": "observe", "num_unscored": 1}))
 
 
-def test_load_is_read_at_scrape_and_refusals_start_at_zero(registry: CollectorRegistry) -> None:
-    load = {"running": 3, "waiting": 2}
-    metrics = LoadMetrics(
-        registry, num_running=lambda: load["running"], num_waiting=lambda: load["waiting"]
+def drift(registry: CollectorRegistry, phase: str, name: str = "score_drift") -> float | None:
+    return registry.get_sample_value(f"circuit_breakers_{name}", {"phase": phase})
+
+
+def test_drift_is_absent_for_a_breaker_without_a_histogram(
+    registry: CollectorRegistry, metrics: GuardMetrics
+) -> None:
+    metrics.record_unsuspicious([{"prompt": {"p": 0.5}}])
+    assert drift(registry, "prompt") is None
+    assert drift(registry, "prompt", "score_drift_requests") is None
+
+
+def test_drift_waits_for_enough_answers_and_survives_a_reload(registry: CollectorRegistry) -> None:
+    metrics = GuardMetrics(registry, model="m")
+    calibrated = manifest(datetime.now(UTC), ScoreHistogram(edges=(0.0,), counts=(150, 150)))
+    metrics.describe_breaker(calibrated, "d" * 64, "default", "enforce")
+    answers: list[dict[Any, dict[str, float]]] = [{"prompt": {"p": -1.0}}, {"prompt": {"p": 1.0}}]
+    metrics.record_unsuspicious(answers * (MIN_REQUESTS // 2 - 1))
+    assert math.isnan(drift(registry, "prompt") or 0)
+    metrics.describe_breaker(calibrated, "d" * 64, "default", "observe")
+    metrics.record_unsuspicious(answers)
+    assert drift(registry, "prompt", "score_drift_requests") == MIN_REQUESTS
+    # Half of them below 0 and half from 0 on, as calibrated.
+    assert drift(registry, "prompt") == 0
+    assert drift(registry, "completion", "score_drift_requests") == 0
+    assert math.isnan(drift(registry, "completion") or 0)
+    # Another breaker's scores say nothing of this one's.
+    metrics.describe_breaker(calibrated, "e" * 64, "default", "observe")
+    assert drift(registry, "prompt", "score_drift_requests") == 0
+
+
+def test_drift_is_that_of_the_probe_that_moved_most(registry: CollectorRegistry) -> None:
+    metrics = GuardMetrics(registry, model="m")
+    one = manifest(datetime.now(UTC), ScoreHistogram(edges=(0.0,), counts=(150, 150)))
+    (probe,) = one.probes
+    two = one.model_copy(update={"probes": (probe, probe.model_copy(update={"name": "q"}))})
+    metrics.describe_breaker(two, "d" * 64, "default", "enforce")
+    metrics.record_unsuspicious(
+        {"prompt": {"p": 1.0 if i % 2 else -1.0, "q": 1.0}} for i in range(MIN_REQUESTS)
     )
-    load["waiting"] = 5
-    assert registry.get_sample_value("circuit_breakers_running_requests") == 3
-    assert registry.get_sample_value("circuit_breakers_waiting_requests") == 5
-    text = generate_latest(registry).decode()
-    refused = [x for x in text.splitlines() if x.startswith("circuit_breakers_refused_requests_t")]
-    assert len(refused) == 7  # the reasons that Refusal lists
-    assert all(line.endswith(" 0.0") for line in refused)
-    metrics.record_refusal("queue_full")
-    labels = {"reason": "queue_full"}
-    assert registry.get_sample_value("circuit_breakers_refused_requests_total", labels) == 1
+    # q: shares 1/2 and 1/2 expected, 0.5/201 and 200.5/201 observed (0.5 added to each of 2 bins).
+    low, high = 0.5 / 201, 200.5 / 201
+    expected = (low - 0.5) * math.log(low / 0.5) + (high - 0.5) * math.log(high / 0.5)
+    assert drift(registry, "prompt") == pytest.approx(expected)
+
+
+def test_scored_tokens_are_counted_for_the_model(
+    registry: CollectorRegistry, metrics: GuardMetrics
+) -> None:
+    metrics.record_scored(12)
+    metrics.record_scored(3)
+    labels = {"model": "m"}
+    assert registry.get_sample_value("circuit_breakers_scored_tokens_total", labels) == 15
