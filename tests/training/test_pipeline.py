@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit_breakers.artifact import Aggregation, load_breaker
 from circuit_breakers.engine.merge import merged_checkpoint
-from circuit_breakers.errors import CalibrationError, ConfigError
+from circuit_breakers.errors import CalibrationError, ConfigError, ModelError
 from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers.models import resolve_model
 from circuit_breakers_training import probe_stages, stages
@@ -311,6 +311,20 @@ def test_a_recipe_that_cannot_run_is_refused_at_the_start(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=said):
         run_training(recipe.model_copy(update=fields), tmp_path / "breaker", data_dir=data_dir)
+    assert not (tmp_path / "breaker.work").exists()
+
+
+def test_quantised_weights_are_refused_at_the_start(
+    recipe: Recipe, data_dir: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "quantised"
+    shutil.copytree(recipe.model, model)
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (model / "config.json").write_text(json.dumps(config))
+    quantised = recipe.model_copy(update={"model": str(model)})
+    with pytest.raises(ModelError, match="use the unquantised model"):
+        run_training(quantised, tmp_path / "breaker", data_dir=data_dir)
     assert not (tmp_path / "breaker.work").exists()
 
 

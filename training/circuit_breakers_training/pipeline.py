@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from circuit_breakers.artifact import Breaker, save_breaker
 from circuit_breakers.artifact.store import CHAT_TEMPLATE
+from circuit_breakers.engine.merge import check_mergeable
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.models import resolve_model
 from circuit_breakers_training.calibration import num_trips_allowed
@@ -104,6 +105,7 @@ def run_training(
     recipe.check_runs(
         num_layers=model.num_layers, max_positions=model.max_position_embeddings, device=device
     )
+    check_mergeable(model.path)
     transformers_logging.disable_progress_bar()
     run = Run(
         recipe=recipe,

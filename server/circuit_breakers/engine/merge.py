@@ -32,7 +32,7 @@ from circuit_breakers.engine.config import MERGE_MARKER
 from circuit_breakers.errors import ArtifactError, ModelError
 from circuit_breakers.models import ResolvedModel, cache_dir
 
-__all__ = ["merge_adapter", "merge_key", "merged_checkpoint"]
+__all__ = ["check_mergeable", "merge_adapter", "merge_key", "merged_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,13 +105,22 @@ def merge_adapter(
     temporary.rename(out)
 
 
-def _load_base_float32(model_dir: Path) -> tuple[Any, torch.dtype]:
+def check_mergeable(model_dir: Path) -> None:
+    """Passes if an adapter can be merged into the checkpoint in `model_dir`.
+
+    Raises:
+        ModelError: its weights are quantised.
+    """
     config = json.loads((model_dir / "config.json").read_text("utf-8"))
     if "quantization_config" in config:
         raise ModelError(
             f"{model_dir} holds quantised weights; expected float16, bfloat16 or float32, as an "
             "adapter cannot be merged exactly into quantised weights; use the unquantised model"
         )
+
+
+def _load_base_float32(model_dir: Path) -> tuple[Any, torch.dtype]:
+    check_mergeable(model_dir)
     model, info = AutoModelForCausalLM.from_pretrained(
         model_dir,
         dtype="auto",
