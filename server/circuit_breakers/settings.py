@@ -54,7 +54,8 @@ class ServeSettings(BaseSettings):
     pass as `model`. The thresholds were calibrated without them."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and activations; auto takes the checkpoint's."""
+    """Type of weights and activations; auto takes the checkpoint's, and float32 on
+    a CPU without AVX-512, which is several times slower at 16-bit types."""
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     """Longest prompt plus completion, in tokens; None takes the model's."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None

@@ -87,13 +87,19 @@ def test_blocks_above_the_deepest_probe_are_gone(model_dir: Path) -> None:
     assert reader._model.config.num_hidden_layers == 2
 
 
-def test_keeps_the_dtype_that_is_served(tmp_path: Path) -> None:
+def test_reads_states_in_the_type_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     _llama().to(torch.bfloat16).save_pretrained(tmp_path)
-    ((_, hidden_TLD),) = ResidualReader(tmp_path, [1]).read(_rows([8]))
-    assert hidden_TLD.dtype == np.float32
-    rounded = torch.from_numpy(hidden_TLD).to(torch.bfloat16).float().numpy()
-    assert np.array_equal(hidden_TLD, rounded)
+    for dtype, is_rounded in (("auto", True), ("float32", False)):
+        monkeypatch.setattr(
+            "circuit_breakers_training.activations.quick_dtype", lambda dtype=dtype: dtype
+        )
+        ((_, hidden_TLD),) = ResidualReader(tmp_path, [1]).read(_rows([8]))
+        assert hidden_TLD.dtype == np.float32
+        rounded = torch.from_numpy(hidden_TLD).to(torch.bfloat16).float().numpy()
+        assert np.array_equal(hidden_TLD, rounded) == is_rounded
 
 
 def test_progress_counts_every_conversation(model_dir: Path) -> None:

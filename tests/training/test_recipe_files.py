@@ -18,7 +18,7 @@ from circuit_breakers_training.recipe_files import (
 def packaged(name: str) -> Recipe:
     """A recipe with what only the model decides filled in."""
     fields = {"model": "m", **read_recipe_file(name).fields}
-    known = {"learning_rate": 1e-4, "chat_template": "model"}
+    known = {"learning_rate": 1e-4, "chat_template": "model", "precision": "bf16"}
     return Recipe.model_validate(
         fields | {field: known[field] for field in known if fields.get(field) == "auto"}
     )

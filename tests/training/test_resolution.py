@@ -169,6 +169,21 @@ def test_auto_is_asked_of_the_model(tiny_llama: Path) -> None:
     assert by_field["lora.first_depth"] == "recipe"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "precision", "origin"),
+    [("auto", "bf16", "machine"), ("float32", "fp32", "machine (slow at bfloat16)")],
+)
+def test_the_precision_is_asked_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, precision: str, origin: str
+) -> None:
+    monkeypatch.setattr("circuit_breakers_training.resolution.quick_dtype", lambda: dtype)
+    name = "smollm2-135m-instruct"
+    assert resolve_recipe(name, find_model=never).recipe.precision == precision
+    assert origins(name, find_model=never)["precision"] == origin
+    told = resolve_recipe(name, [parse_override('precision="bf16"')], find_model=never)
+    assert told.recipe.precision == "bf16"
+
+
 def test_auto_takes_the_plain_template_where_there_is_none(tiny_gpt2: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
     tokenizer.chat_template = None

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModel
 
+from circuit_breakers.hardware import quick_dtype
 from circuit_breakers_training.batches import pad_rows
 from circuit_breakers_training.blocks import cut_blocks, decoder_blocks, record_outputs
 from circuit_breakers_training.render import Rendered
@@ -48,7 +49,7 @@ class ResidualReader:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = AutoModel.from_pretrained(
             model_dir,
-            dtype="auto",
+            dtype=quick_dtype(),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

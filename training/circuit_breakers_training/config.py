@@ -167,7 +167,9 @@ class Recipe(_Frozen):
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this global L2 norm."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: base weights and matrix products in bfloat16, adapter weights and losses in float32."""
+    """bf16: base weights and matrix products in bfloat16, adapter weights and losses in float32.
+    fp32: all of it in float32. A recipe file may say "auto": fp32 on a CPU that is several times
+    slower at bfloat16 (hardware.py), bf16 elsewhere."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Conversations of each kind that one process runs at once; gradients of a step's parts are
     added up, and the losses are those of the whole batch. None runs a process's share at once."""

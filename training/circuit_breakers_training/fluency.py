@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from circuit_breakers.hardware import quick_dtype
 from circuit_breakers_training.batches import pad_rows
 from circuit_breakers_training.render import Rendered
 
@@ -41,7 +42,7 @@ class LanguageModel:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
-            dtype="auto",
+            dtype=quick_dtype(),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

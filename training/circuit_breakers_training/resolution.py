@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from circuit_breakers.errors import ConfigError
+from circuit_breakers.hardware import quick_dtype
 from circuit_breakers.models import resolve_model
 from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.recipe_files import read_recipe_file
@@ -170,7 +171,11 @@ def auto_learning_rate(num_parameters: int) -> float:
 def _ask_model(
     fields: dict[str, Any], origins: dict[str, str], find_model: Callable[[str], Path]
 ) -> None:
-    """Replace "auto" by what the model says."""
+    """Replace "auto" by what the model says, or the machine."""
+    if fields.get("precision") == AUTO:
+        quick = quick_dtype()
+        fields["precision"] = "fp32" if quick == "float32" else "bf16"
+        origins["precision"] = "machine (slow at bfloat16)" if quick == "float32" else "machine"
     asked = [name for name in ("learning_rate", "chat_template") if fields.get(name) == AUTO]
     if not asked:
         return

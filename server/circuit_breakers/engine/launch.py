@@ -27,6 +27,7 @@ from circuit_breakers.errors import (
 )
 from circuit_breakers.guard.decision import Mode
 from circuit_breakers.guard.operating_point import probes_at
+from circuit_breakers.hardware import quick_dtype
 from circuit_breakers.models import ResolvedModel
 
 __all__ = [
@@ -57,6 +58,7 @@ class EngineSettings(BaseModel):
     loras: dict[str, Path] = {}
     """LoRA directories on top of the merged breaker, by the name that clients ask for."""
     dtype: str = "auto"
+    """auto: the checkpoint's, or float32 where that is quicker (hardware.py)."""
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     """Tokens of prompt and completion."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
@@ -74,6 +76,11 @@ class EngineSettings(BaseModel):
     seed: int = 0
     served_name: str
     """Name that clients put into `model`."""
+
+    @property
+    def load_dtype(self) -> str:
+        """What vLLM is told to load the weights as."""
+        return quick_dtype() if self.dtype == "auto" else self.dtype
 
 
 def engine_arguments(
@@ -95,7 +102,7 @@ def engine_arguments(
         ),
         **_lora_arguments(settings),
         "served_model_name": [settings.served_name],
-        "dtype": settings.dtype,
+        "dtype": settings.load_dtype,
         "enforce_eager": settings.enforce_eager,
         "seed": settings.seed,
         "tensor_parallel_size": settings.tensor_parallel_size,

@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from circuit_breakers.errors import ConfigError, ModelError
+from circuit_breakers.hardware import quick_dtype
 
 __all__ = ["Backend", "Generated", "Generator", "Request", "open_generator", "pick_backend"]
 
@@ -116,7 +117,11 @@ class _VllmGenerator:
 
         self.tokenizer: Any = _load_tokenizer(model_dir)
         count = 1 if torch.cuda.is_available() else min(_CPU_WORKERS, os.cpu_count() or 1)
-        config = {"model_dir": str(model_dir), "max_model_len": max_model_len}
+        config = {
+            "model_dir": str(model_dir),
+            "dtype": quick_dtype(),
+            "max_model_len": max_model_len,
+        }
         self._workers: list[_Worker] = []
         try:
             for i in range(count):
@@ -227,7 +232,7 @@ class _TransformersGenerator:
         torch.manual_seed(seed)
         self.tokenizer: Any = _load_tokenizer(model_dir)
         self._model = AutoModelForCausalLM.from_pretrained(
-            model_dir, local_files_only=True, use_safetensors=True, dtype="auto"
+            model_dir, local_files_only=True, use_safetensors=True, dtype=quick_dtype()
         ).eval()
 
     def __call__(self, requests: Sequence[Request], title: str) -> list[Generated]:

@@ -1,7 +1,7 @@
 """A process that holds one vLLM engine and continues texts; generate.py starts it.
 
-JSON lines. In: one object with model_dir, seed and max_model_len, then one list of requests per
-call. Out: {"ready": true}, then per call {"done": n} as texts come in, and {"results": [...]}.
+JSON lines. In: one object with model_dir, dtype, seed and max_model_len, then one list of requests
+per call. Out: {"ready": true}, then per call {"done": n} as texts come in, and {"results": [...]}.
 """
 
 import json
@@ -28,6 +28,7 @@ def main() -> None:
     # prefilled in chunks.
     engine = LLM(
         model=config["model_dir"],
+        dtype=config["dtype"],
         seed=config["seed"],
         max_model_len=config["max_model_len"],
         max_num_seqs=_SEQUENCES,

@@ -121,7 +121,7 @@ class Engines:
         path = self._model.path if merged is None else merged_checkpoint(self._model, merged)
         return {
             "model": str(path),
-            "dtype": settings.dtype,
+            "dtype": settings.load_dtype,
             "enforce_eager": settings.enforce_eager,
             "max_model_len": settings.max_model_len,
             "max_num_seqs": settings.max_num_seqs,
