@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["CASES", "POLICY", "TARGET", "Case", "Series", "requests"]
+__all__ = ["CASES", "GENERATED", "POLICY", "TARGET", "Case", "Series", "requests"]
 
 TARGET = 'instance="a:8000",job="circuit-breakers"'
 POLICY = 'job="circuit-breakers",model="m",policy="p"'
@@ -59,6 +59,7 @@ GENERATED = of_target("vllm:generation_tokens_total")
 SCORED = of_target("circuit_breakers_scored_tokens_total")
 CANARY_OK = of_target("circuit_breakers_canary_ok")
 CANARY_RUN = of_target("circuit_breakers_canary_last_run_timestamp_seconds")
+CANARY_INTERVAL = of_target("circuit_breakers_canary_interval_seconds")
 DRIFT = f'circuit_breakers_score_drift{{{TARGET},phase="completion"}}'
 AGE = of_target("circuit_breakers_calibration_age_seconds")
 SPOOLED = of_target("circuit_breakers_audit_spooled")
@@ -117,13 +118,13 @@ CASES = {
     "CircuitBreakersUnscoredTokens": stays_zero("circuit_breakers_unscored_tokens_total"),
     "CircuitBreakersLeakedTokens": stays_zero("circuit_breakers_leaked_tokens_total"),
     "CircuitBreakersDeadProbe": Case(
-        "20m",
-        {GENERATED: "0+600x30", SCORED: "900x30"},
+        "30m",
+        {GENERATED: "0+600x40", SCORED: "0+290x40"},
         TARGET,
         {
-            "scores flow": {GENERATED: "0+600x30", SCORED: "0+700x30"},
-            "no more than the canaries' tokens": {GENERATED: "0+240x30", SCORED: "900x30"},
-            "not for long": {GENERATED: "0x14 0+600x16", SCORED: "900x30"},
+            "scores of more than half": {GENERATED: "0+600x40", SCORED: "0+310x40"},
+            "no traffic": {GENERATED: "900x40", SCORED: "900x40"},
+            "one long answer that ends": {GENERATED: "0x15 0+600x25", SCORED: "0x26 9000x14"},
         },
     ),
     "CircuitBreakersGuardMissing": Case(
@@ -137,19 +138,17 @@ CASES = {
         },
     ),
     "CircuitBreakersCanaryFailing": Case(
-        "12m",
-        {CANARY_OK: "1x10 0x10", CANARY_RUN: "60x20"},
-        TARGET,
-        {
-            "all as they should": {CANARY_OK: "1x20", CANARY_RUN: "60x20"},
-            "not run yet": {CANARY_OK: "0x20", CANARY_RUN: "0x20"},
-        },
+        "12m", {CANARY_OK: "1x10 0x10"}, TARGET, {"all as they should": {CANARY_OK: "1x20"}}
     ),
     "CircuitBreakersCanaryStale": Case(
         "40m",
-        {CANARY_RUN: "60x60"},
+        {CANARY_RUN: "60x60", CANARY_INTERVAL: "300x60"},
         TARGET,
-        {"27 minutes ago": {CANARY_RUN: "780x60"}, "not run yet": {CANARY_RUN: "0x60"}},
+        {
+            "24 minutes ago": {CANARY_RUN: "960x60", CANARY_INTERVAL: "300x60"},
+            "at the start only": {CANARY_RUN: "60x60", CANARY_INTERVAL: "0x60"},
+            "every hour": {CANARY_RUN: "60x60", CANARY_INTERVAL: "3600x60"},
+        },
     ),
     "CircuitBreakersScoreDrift": Case(
         "40m",
