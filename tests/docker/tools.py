@@ -25,8 +25,16 @@ _DEBIAN = {
 }
 
 
+# Alertmanager of Debian reads its template from here; the other is as long, and relative.
+_ABSOLUTE = b"/usr/share/prometheus/alertmanager"
+_RELATIVE = b"usr/share//prometheus/alertmanager"
+
+
 def find_program(name: str) -> Path:
-    """Path of promtool, prometheus, amtool or alertmanager; skips the test where there is none."""
+    """Path of promtool, prometheus, amtool or alertmanager; skips the test where there is none.
+
+    Start it in the folder above its usr/bin: that is where alertmanager looks for usr/share.
+    """
     package, debian_name = _DEBIAN[name]
     for candidate in (name, debian_name):
         found = shutil.which(candidate)
@@ -47,6 +55,8 @@ def _unpacked(package: str) -> Path:
             with tempfile.TemporaryDirectory(dir=target.parent) as work:
                 tree = Path(work) / "tree"
                 _run(["dpkg-deb", "-x", str(_download(package, Path(work))), str(tree)], Path(work))
+                for program in (tree / "usr" / "bin").iterdir():
+                    program.write_bytes(program.read_bytes().replace(_ABSOLUTE, _RELATIVE))
                 tree.rename(target)
     return target
 
