@@ -265,3 +265,9 @@ def test_import_stays_light(module: str) -> None:
     ).stdout.split()
     heavy = {"torch", "vllm", "transformers", "fastapi", "uvicorn", "numpy", "prometheus_client"}
     assert not heavy & set(loaded)
+
+
+def test_verify_takes_the_name_of_a_built_in_model() -> None:
+    result = runner.invoke(app, ["verify", "smollm2-135m-instruct"])
+    assert result.exit_code == 0
+    assert "ok: breaker smollm2-135m-instruct" in result.output

@@ -171,13 +171,17 @@ def serve(
 
 @app.command(epilog="Example: `circuit-breakers verify runs/my-breaker`")
 def verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Breaker directory.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Breaker directory, or the name of a built-in model."),
+    ],
 ) -> None:
     """Check every digest, shape and weight of a breaker, and say what it is."""
     with reported_errors():
-        from circuit_breakers.artifact import load_breaker
+        from circuit_breakers.artifact import builtin_breaker_path, load_breaker
 
-        breaker = load_breaker(directory)
+        shipped = None if directory.exists() else builtin_breaker_path(str(directory))
+        breaker = load_breaker(shipped or directory)
     manifest = breaker.manifest
     typer.echo(f"ok: breaker {manifest.name} {breaker.digest}")
     typer.echo(f"base model: {manifest.base_model.id}, {manifest.base_model.num_layers} layers")
