@@ -1,0 +1,99 @@
+"""Helm's own engine, and the chart rendered by it; what it takes is fetched on first use."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from circuit_breakers.models import cache_dir
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm"
+CASES = sorted((CHART / "ci").glob("*-values.yaml"))
+_REQUIREMENTS = ROOT / "requirements" / "helm.txt"
+
+
+class Rendered(NamedTuple):
+    """What the chart gives for some values."""
+
+    objects: list[dict[str, Any]]
+    notes: str
+
+    def get(self, kind: str, name: str = "r-circuit-breakers") -> dict[str, Any]:
+        (found,) = (o for o in self.objects if (o["kind"], o["metadata"]["name"]) == (kind, name))
+        return found
+
+    def kinds(self) -> set[str]:
+        return {o["kind"] for o in self.objects}
+
+    def pod(self, name: str = "r-circuit-breakers") -> dict[str, Any]:
+        """Spec of a Deployment's pods."""
+        spec: dict[str, Any] = self.get("Deployment", name)["spec"]["template"]["spec"]
+        return spec
+
+    def server(self) -> dict[str, Any]:
+        (container,) = self.pod()["containers"]
+        return dict(container)
+
+
+Render = Callable[..., Rendered]
+
+
+@pytest.fixture(scope="session")
+def tools() -> Iterator[Path]:
+    """Folder with requirements/helm.txt, on sys.path for the rest of the run."""
+    folder = _fetched()
+    # Last: nothing in it takes the place of what is installed.
+    sys.path.append(str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def render(tools: Path) -> Render:
+    """Renders the chart; takes values as a dict, or none."""
+    import helm_python
+
+    chart = helm_python.Chart.load(CHART)
+
+    def rendered(values: dict[str, Any] | None = None) -> Rendered:
+        chart.validate_schema(values)
+        files = chart.render(values, name="r", namespace="ns")
+        notes = files.pop("circuit-breakers/templates/NOTES.txt")
+        objects = [o for text in files.values() for o in yaml.safe_load_all(text) if o]
+        return Rendered(objects, notes)
+
+    return rendered
+
+
+@pytest.fixture(scope="session")
+def case(render: Render) -> Callable[[str], Rendered]:
+    """One of the examples in helm/ci, rendered."""
+    return lambda name: render(yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text()))
+
+
+def _fetched() -> Path:
+    wanted = hashlib.sha256(_REQUIREMENTS.read_bytes()).hexdigest()[:16]
+    folder = cache_dir() / "test-tools" / f"helm-{wanted}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
+            done = subprocess.run(
+                [*command, "--target", str(folder), "-r", str(_REQUIREMENTS)],
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                pytest.skip(f"requirements/helm.txt cannot be fetched: {done.stderr[-300:]}")
+            (folder / "complete").touch()
+    return folder
