@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from circuit_breakers.api.errors import ApiError, not_ready
 from circuit_breakers.api.governance import Governance, Rules
 from circuit_breakers.api.service import Service, service_of
-from circuit_breakers.engine.guarded import governed_by
+from circuit_breakers.engine.session import governed_by
 from circuit_breakers.errors import PolicyRequestError
 from circuit_breakers.guard.decision import Phase
 from circuit_breakers.metrics import Refusal

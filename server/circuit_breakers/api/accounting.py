@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from circuit_breakers.api.endpoints import Endpoint
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.trail import AuditTrail, RequestIdentity
-from circuit_breakers.engine.guarded import GuardSession
+from circuit_breakers.engine.session import GuardSession
 from circuit_breakers.guard.decision import GuardReport
 from circuit_breakers.metrics import GuardMetrics, Outcome, leaked_tokens, was_stopped
 

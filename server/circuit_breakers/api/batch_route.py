@@ -20,7 +20,7 @@ from circuit_breakers.api.body import parse_json_object, read_body
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.governed_route import govern, ticket_of
 from circuit_breakers.api.service import Service
-from circuit_breakers.engine.guarded import GuardSession, guard_session
+from circuit_breakers.engine.session import GuardSession, guard_session
 from circuit_breakers.metrics import Outcome
 
 __all__ = ["BatchRoute"]

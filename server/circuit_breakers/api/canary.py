@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from circuit_breakers.api.service import Service
 from circuit_breakers.api.serving import Serving
 from circuit_breakers.artifact.manifest import Canary
-from circuit_breakers.engine.guarded import governed_by, guard_session
+from circuit_breakers.engine.session import governed_by, guard_session
 from circuit_breakers.errors import NotReadyError
 from circuit_breakers.guard.decision import GuardReport
 

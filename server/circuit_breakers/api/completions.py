@@ -35,7 +35,7 @@ from circuit_breakers.api.moderation import (
 from circuit_breakers.api.moderations import moderate
 from circuit_breakers.api.service import Service, service_of
 from circuit_breakers.api.trip_actions import act_on_body, act_on_prompt, act_on_stream
-from circuit_breakers.engine.guarded import GuardSession, guard_session
+from circuit_breakers.engine.session import GuardSession, guard_session
 from circuit_breakers.policies.served_policy import ServedPolicy
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from circuit_breakers.api.moderation import (
     conversations,
     moderation_result,
 )
-from circuit_breakers.engine.guarded import current_session, guard_session
+from circuit_breakers.engine.session import current_session, guard_session
 from circuit_breakers.guard.policy import Policy
 
 if TYPE_CHECKING:

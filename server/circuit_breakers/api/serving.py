@@ -43,7 +43,8 @@ from circuit_breakers.api.errors import ApiError, from_validation_error, from_vl
 from circuit_breakers.api.formats import Format
 from circuit_breakers.api.prompts import num_prompts
 from circuit_breakers.api.responses import StreamShape
-from circuit_breakers.engine.guarded import GuardedEngine, GuardSession, current_session
+from circuit_breakers.engine.guarded import GuardedEngine
+from circuit_breakers.engine.session import GuardSession, current_session
 from circuit_breakers.errors import ConfigError
 
 __all__ = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuit_breakers.audit.entry import AuditEntry, ScoreTrace, new_entry_id, now_us
-from circuit_breakers.engine.guarded import GuardSession
+from circuit_breakers.engine.session import GuardSession
 from circuit_breakers.errors import AuditError, ConfigError
 from circuit_breakers.guard.decision import GuardReport
 from circuit_breakers.metrics import GuardMetrics, Outcome, was_stopped

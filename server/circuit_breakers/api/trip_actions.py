@@ -18,7 +18,7 @@ from uuid import uuid4
 from circuit_breakers.api.endpoints import Endpoint
 from circuit_breakers.api.errors import prompt_tripped, stopped
 from circuit_breakers.api.responses import DONE, data_event
-from circuit_breakers.engine.guarded import GuardSession
+from circuit_breakers.engine.session import GuardSession
 from circuit_breakers.metrics import was_stopped
 from circuit_breakers.policies.served_policy import ServedPolicy
 

@@ -28,7 +28,13 @@ import numpy.typing as npt
 from circuit_breakers.engine.block_scores import BlockScores, gate_prefix_cache
 from circuit_breakers.engine.compat import check_engine_config, check_scheduler
 from circuit_breakers.engine.config import ADAPTER_NAME, EngineGuardConfig
-from circuit_breakers.engine.delivery import STOP_REASON, attach_scores
+from circuit_breakers.engine.delivery import STOP_REASON
+from circuit_breakers.engine.releases import (
+    OF_FIRST_OUTPUT,
+    keep_judged,
+    keep_tokens,
+    send_scored,
+)
 from circuit_breakers.engine.running_streams import RunningStreams
 from circuit_breakers.engine.score_rows import nan_rows
 from circuit_breakers.engine.stream import RequestStream
@@ -43,9 +49,6 @@ logger = logging.getLogger("vllm.circuit_breakers")
 FloatArray = npt.NDArray[np.float32]
 
 _GUARD_ATTRIBUTE = "_circuit_breakers"
-
-_OF_FIRST_OUTPUT = ("new_prompt_logprobs_tensors", "prefill_stats", "prompt_token_id_logprobs")
-"""Fields of an EngineCoreOutput that say something of the prompt."""
 
 
 class SchedulerGuard:
@@ -141,7 +144,7 @@ class SchedulerGuard:
             stream = self._streams.get(output.request_id)
             if stream is None:
                 # Finished without having run (a grammar error, say): there is nothing to hold.
-                _keep_tokens(output, 0)
+                keep_tokens(output, 0)
                 released.append(output)
                 continue
             trip = trips.pop(output.request_id, None)
@@ -150,15 +153,15 @@ class SchedulerGuard:
                 continue
             if stream.held is not None and stream.num_judged >= stream.held_end:
                 # Accepted drafts may be judged beyond it, and be trimmed by this very output.
-                released.append(_send(stream, stream.held, stream.held_end))
+                released.append(send_scored(stream, stream.held, stream.held_end))
                 stream.held = None
             if output.finish_reason is None:
                 assert stream.held is None, "a request is never two outputs ahead of its scores"
                 stream.held = output
                 stream.held_end = stream.request.num_tokens
             else:
-                end = _keep_judged(stream.request, output, stream.num_judged)
-                released.append(_send(stream, output, min(stream.num_judged, end)))
+                end = keep_judged(stream.request, output, stream.num_judged)
+                released.append(send_scored(stream, output, min(stream.num_judged, end)))
                 self._streams.close(output.request_id)
         return released
 
@@ -173,21 +176,21 @@ class SchedulerGuard:
         held = stream.held
         if held is not None:
             held_start = stream.held_end - len(held.new_token_ids)
-            _keep_tokens(held, max(trip.token_index - held_start, 0))
+            keep_tokens(held, max(trip.token_index - held_start, 0))
             if held.new_token_ids:
                 # Ends before this step's own positions, or all of it is before the trip.
                 end = held_start + len(held.new_token_ids)
-                released.append(_send(stream, held, end))
+                released.append(send_scored(stream, held, end))
             else:
-                for name in _OF_FIRST_OUTPUT:
+                for name in OF_FIRST_OUTPUT:
                     setattr(output, name, getattr(held, name))
                 output.events = [*(held.events or ()), *(output.events or ())] or None
-        _keep_judged(stream.request, output, trip.token_index)
+        keep_judged(stream.request, output, trip.token_index)
         if trip.phase == "prompt":
             output.new_prompt_logprobs_tensors = output.prompt_token_id_logprobs = None
         output.finish_reason = _finish_reason_stop()
         output.stop_reason = STOP_REASON
-        released.append(_send(stream, output, stream.num_judged, trip))
+        released.append(send_scored(stream, output, stream.num_judged, trip))
         return released
 
     def stream_of(self, request_id: str) -> RequestStream:
@@ -212,38 +215,6 @@ class SchedulerGuard:
 
 def _runs_breaker_adapter(request: Any) -> bool:
     return request.lora_request is not None and request.lora_request.lora_name == ADAPTER_NAME
-
-
-def _keep_judged(request: Any, output: Any, end: int) -> int:
-    """Trims a last output to tokens before position `end`; the position that it now ends at."""
-    num_new = len(output.new_token_ids)
-    start = request.num_tokens - num_new
-    # max_tokens is one more than the client's, so that the last token is judged.
-    client_end = request.num_prompt_tokens + request.max_tokens - 1
-    _keep_tokens(output, max(min(end, client_end) - start, 0))
-    return start + len(output.new_token_ids)
-
-
-def _keep_tokens(output: Any, num_tokens: int) -> None:
-    """Takes every trace of the tokens from the `num_tokens`-th on out of an output."""
-    if num_tokens >= len(output.new_token_ids):
-        return
-    output.new_token_ids = output.new_token_ids[:num_tokens]
-    output.stop_reason = None  # a stop token's id, or what it repeats
-    output.new_sampling_mask = None
-    output.routed_experts = None
-    if output.new_logprobs is not None:
-        output.new_logprobs = (
-            output.new_logprobs.slice_request(0, num_tokens) if num_tokens else None
-        )
-
-
-def _send(stream: RequestStream, output: Any, end: int, trip: Trip | None = None) -> Any:
-    """Attaches the scores of the positions before `end` that have not been sent."""
-    end = max(end, stream.num_sent)
-    attach_scores(output, stream.num_sent, stream.num_probes, stream.unsent(end), trip)
-    stream.num_sent = end
-    return output
 
 
 def _finish_reason_stop() -> Any:

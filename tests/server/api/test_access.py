@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from circuit_breakers.api.access import authenticate, check_model, require_admin, tightened_by
 from circuit_breakers.api.errors import ApiError
-from circuit_breakers.engine.guarded import GuardSession
+from circuit_breakers.engine.session import GuardSession
 
 from .governed_app import KEYS, attach, governed_app, key_table, policy_file
 

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from circuit_breakers.api.access import AccessGate
 from circuit_breakers.api.endpoint_plugin import RouteGate
 from circuit_breakers.api.service import Service
-from circuit_breakers.engine.guarded import current_session
+from circuit_breakers.engine.session import current_session
 from circuit_breakers.settings import ServeSettings
 
 from .governed_app import POLICIES, attach, key_table, policy_file

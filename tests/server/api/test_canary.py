@@ -19,7 +19,7 @@ from circuit_breakers.api.app import create_app
 from circuit_breakers.api.canary import check_verdict, run_canaries, watch_canaries, watched
 from circuit_breakers.api.service import Service
 from circuit_breakers.artifact.manifest import Canary, Message
-from circuit_breakers.engine.guarded import current_session, governed_by
+from circuit_breakers.engine.session import current_session, governed_by
 from circuit_breakers.errors import NotReadyError
 from circuit_breakers.guard.decision import GuardReport
 from circuit_breakers.guard.policy import Policy

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from circuit_breakers.api import endpoint_plugin
 from circuit_breakers.api.endpoint_plugin import EndpointPlugin
 from circuit_breakers.artifact import load_breaker
-from circuit_breakers.engine.guarded import GuardSession
+from circuit_breakers.engine.session import GuardSession
 from circuit_breakers.errors import ConfigError
 
 from ...vllm_release import needs_vllm_0_32

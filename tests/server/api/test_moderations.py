@@ -13,7 +13,7 @@ from openai.types import ModerationCreateResponse
 
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.moderations import moderate as moderate_by
-from circuit_breakers.engine.guarded import current_session, guard_session
+from circuit_breakers.engine.session import current_session, guard_session
 
 from ..policies.test_tightening import OWN
 from .conftest import MAX_MODEL_LEN, MODEL, Server, user

@@ -18,7 +18,7 @@ from circuit_breakers.api.trail import AuditTrail, open_trail
 from circuit_breakers.artifact import load_breaker
 from circuit_breakers.audit.store import AuditStore
 from circuit_breakers.audit.verification import verify_rows
-from circuit_breakers.engine.guarded import GuardSession
+from circuit_breakers.engine.session import GuardSession
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.guard.policy import Policy
 from circuit_breakers.metrics import GuardMetrics

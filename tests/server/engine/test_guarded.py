@@ -17,13 +17,9 @@ import pytest
 
 from circuit_breakers.artifact import Breaker
 from circuit_breakers.engine.delivery import TokenScores
-from circuit_breakers.engine.guarded import (
-    GuardedEngine,
-    GuardSession,
-    governed_by,
-    guard_session,
-)
+from circuit_breakers.engine.guarded import GuardedEngine
 from circuit_breakers.engine.request_policy import own_args
+from circuit_breakers.engine.session import GuardSession, governed_by, guard_session
 from circuit_breakers.errors import ConfigError, UnguardedOutputError
 from circuit_breakers.guard.decision import Mode
 from circuit_breakers.guard.policy import Policy
