@@ -1,4 +1,4 @@
-"""What may leave of an EngineCoreOutput: tokens up to a position, with their scores."""
+"""What may leave of an EngineCoreOutput: tokens before a position, with the scores of them."""
 
 from __future__ import annotations
 
