@@ -40,12 +40,12 @@ class TokenScores:
     @property
     def logit_TP(self) -> FloatArray:
         """float32 (T, P): T positions of prompt + completion, P probes. A copy."""
-        return self.since(0)
+        return self.rows(0, self.num_tokens)
 
-    def since(self, start: int) -> FloatArray:
-        """Rows of the positions from `start` on, as a copy."""
+    def rows(self, start: int, end: int) -> FloatArray:
+        """Rows of the positions from `start` to before `end`, as a copy."""
         assert self._rows is not None, "made by the first delivery"
-        return self._rows.array(start, self.num_tokens)
+        return self._rows.array(start, end)
 
     def extend(self, start: int, num_probes: int, raw: bytes, trip: list[Any] | None) -> None:
         """Takes one delivery in.

@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 from circuit_breakers.artifact import Breaker
-from circuit_breakers.engine.delivery import TokenScores
 from circuit_breakers.engine.request_policy import own_args
 from circuit_breakers.engine.session import ChoiceStream, GuardSession, current_session
 from circuit_breakers.errors import ConfigError, UnguardedOutputError
@@ -157,27 +156,23 @@ class GuardedEngine:
         Raises:
             UnguardedOutputError: a token has no score, or lies at or past a trip.
         """
-        scores: TokenScores | None = completion.guard
-        breaker = stream.breaker
-        if scores is not None:
-            stream.scores = scores
-            breaker.update(scores.since(breaker.num_seen))
-            stream.stopped = scores.trip is not None
+        if completion.guard is not None:
+            stream.judge(completion.guard)
         stream.finish_reason = completion.finish_reason
         num_tokens = len(completion.token_ids)
         num_delivered = num_tokens + (stream.num_delivered if delta else 0)
         end = stream.num_prompt_tokens + num_delivered
-        if num_delivered and end > breaker.num_scored:
+        if num_delivered and end > stream.num_scored:
             raise UnguardedOutputError(
-                f"the engine gave out {end} tokens with {breaker.num_scored} scores; "
+                f"the engine gave out {end} tokens with {stream.num_scored} scores; "
                 "the guard plugin is not live in the engine core, restart the server"
             )
-        if stream.policy.mode == "enforce" and breaker.trip is not None:
-            num_leaked = end - breaker.trip.token_index if num_delivered else 0
+        if stream.policy.mode == "enforce" and stream.trip is not None:
+            num_leaked = end - stream.trip.token_index if num_delivered else 0
             if num_leaked > 0:
                 session.num_leaked += num_leaked
                 raise UnguardedOutputError(
                     f"the engine gave out {num_leaked} tokens at or past the trip at token "
-                    f"{breaker.trip.token_index}; the request was aborted"
+                    f"{stream.trip.token_index}; the request was aborted"
                 )
         stream.num_delivered = num_delivered

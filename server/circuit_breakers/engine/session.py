@@ -13,7 +13,7 @@ from contextvars import ContextVar
 
 from circuit_breakers.engine.delivery import TokenScores
 from circuit_breakers.guard.breaker import StreamBreaker
-from circuit_breakers.guard.decision import GuardReport, Phase
+from circuit_breakers.guard.decision import GuardReport, Phase, Trip
 from circuit_breakers.guard.margins import margins
 from circuit_breakers.guard.policy import Policy
 
@@ -27,20 +27,69 @@ __all__ = [
 
 
 class ChoiceStream:
-    """One choice of one request, seen from the API process."""
+    """One choice of one request, seen from the API process; each of its scores is judged once.
+
+    Nearly all of them cannot trip, as the policy's screen can tell. Those wait for the state
+    machine until a token that could, or until somebody asks what it saw.
+    """
 
     def __init__(self, policy: Policy, num_prompt_tokens: int) -> None:
         self.policy = policy
-        self.breaker = StreamBreaker(policy, num_prompt_tokens)
+        self._breaker = StreamBreaker(policy, num_prompt_tokens)
         self.num_prompt_tokens = num_prompt_tokens
         self.scores: TokenScores | None = None
         """Logits delivered so far; None before the first ones."""
+        self._num_waiting = 0
+        """Positions that have passed and that the state machine has not seen."""
+        self._watch_to = 0
+        """Positions before this one may trip, as far as the screen can tell."""
         self.num_delivered = 0
         """Completion tokens passed on."""
         self.stopped = False
         """The engine stopped it for a trip."""
         self.finish_reason: str | None = None
         """Why it ended; None while it runs."""
+
+    @property
+    def breaker(self) -> StreamBreaker:
+        """The state machine, up to the last judged position."""
+        self._catch_up()
+        return self._breaker
+
+    @property
+    def num_judged(self) -> int:
+        """Positions that have their verdict."""
+        return self._breaker.num_seen + self._num_waiting
+
+    @property
+    def trip(self) -> Trip | None:
+        """The first trip; None until then."""
+        return self._breaker.trip
+
+    @property
+    def num_scored(self) -> int:
+        """Positions that have a score."""
+        return self._breaker.num_scored + self._num_waiting
+
+    def judge(self, scores: TokenScores) -> None:
+        """Verdict on whatever was delivered since the last call."""
+        self.scores = scores
+        self.stopped = scores.trip is not None
+        start, end = self.num_judged, scores.num_tokens
+        if start == end:
+            return
+        self._num_waiting += end - start
+        if not self.policy.screen.is_harmless(scores.rows(start, end)):
+            self._watch_to = end + self.policy.longest_window - 1
+        if start < self._watch_to:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._num_waiting:
+            assert self.scores is not None, "they wait there"
+            logit_TP = self.scores.rows(self._breaker.num_seen, self.num_judged)
+            self._num_waiting = 0
+            self._breaker.update(logit_TP)
 
 
 class GuardSession:
@@ -88,8 +137,7 @@ class GuardSession:
     def prompt_tripped(self) -> GuardReport | None:
         """The report of a stream whose prompt tripped and was stopped; None without one."""
         for stream in self._streams.values():
-            report = stream.breaker.report()
-            if stream.stopped and report.phase == "prompt":
+            if stream.stopped and (report := stream.breaker.report()).phase == "prompt":
                 return report
         return None
 
@@ -106,7 +154,7 @@ class GuardSession:
         return {
             choice
             for choice, stream in self._streams.items()
-            if stream.stopped or stream.breaker.num_seen >= stream.num_prompt_tokens
+            if stream.stopped or stream.num_judged >= stream.num_prompt_tokens
         }
 
     def margins_for(self, choice: int, phase: Phase) -> dict[str, float] | None:

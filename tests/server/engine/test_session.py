@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_breakers.artifact.manifest import Aggregation
@@ -27,6 +27,7 @@ def deliver(stream: ChoiceStream, scores: TokenScores, logits: list[float]) -> n
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS, ids=str)
+@settings(deadline=None)
 @given(
     steps=st.lists(
         st.lists(st.sampled_from([-10.0, 0.0, 9.0, 20.0, math.nan]), max_size=2),
