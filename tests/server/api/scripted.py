@@ -28,7 +28,7 @@ from circuit_breakers.api.service import Service
 from circuit_breakers.guard.policy import Policy
 from circuit_breakers.settings import ServeSettings, load_settings
 
-__all__ = ["Scripted", "ScriptedServing", "scripted_server"]
+__all__ = ["Scripted", "ScriptedServing", "scripted_server", "serve_script"]
 
 
 class ScriptedCall:
@@ -146,9 +146,11 @@ class Scripted(NamedTuple):
 
 
 @asynccontextmanager
-async def scripted_server(**settings: Any) -> AsyncIterator[Scripted]:
+async def scripted_server(
+    serving: ScriptedServing | None = None, **settings: Any
+) -> AsyncIterator[Scripted]:
     """A server with these settings, on a port of its own."""
-    serving = ScriptedServing()
+    serving = serving or ScriptedServing()
     app: FastAPI = create_app(
         ServeSettings(**settings),
         CollectorRegistry(),
@@ -168,11 +170,12 @@ async def scripted_server(**settings: Any) -> AsyncIterator[Scripted]:
     await running
 
 
-def _main() -> None:
+def serve_script(serving: ScriptedServing) -> None:
+    """Runs `circuit-breakers serve` on a script, with the options of this process."""
     from circuit_breakers.api import lifecycle
 
     async def start(service: Service, settings: ServeSettings, stack: AsyncExitStack) -> None:
-        service.attach(ScriptedServing())  # type: ignore[arg-type]
+        service.attach(serving)  # type: ignore[arg-type]
         service.ready()
 
     lifecycle._start = start
@@ -183,4 +186,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    serve_script(ScriptedServing())
