@@ -131,6 +131,12 @@ class ServeSettings(BaseSettings):
     until they pass again. 0 runs them at the start only."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """Least severe messages that are logged, the engine's included."""
+    log_format: Literal["text", "json"] = "text"
+    """json: one object a line on standard error, the engine's records included, and one for each
+    request that ended. Neither holds text of a prompt or an answer."""
+    otlp_endpoint: str | None = None
+    """URL of an OpenTelemetry collector that takes OTLP over HTTP, e.g. http://localhost:4318, for
+    a span of each request with the guard's verdict; None sends nothing."""
 
     @property
     def model_name(self) -> str:

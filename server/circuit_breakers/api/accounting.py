@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from circuit_breakers.api.endpoints import Endpoint
 from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.request_summary import RequestSummary
 from circuit_breakers.api.trail import AuditTrail, RequestIdentity
 from circuit_breakers.engine.session import GuardSession
 from circuit_breakers.guard.decision import GuardReport
@@ -26,9 +31,28 @@ class Usage(NamedTuple):
 class RequestRecord:
     """What is known of one completion request; written down by the first `finish`."""
 
-    def __init__(self, metrics: GuardMetrics, trail: AuditTrail, *, model: str) -> None:
+    def __init__(
+        self,
+        metrics: GuardMetrics,
+        trail: AuditTrail,
+        *,
+        model: str,
+        listeners: Iterable[Callable[[RequestSummary], None]] = (),
+        trace_headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Starts the request's clock.
+
+        Args:
+            listeners: are told of it once, when it has ended.
+            trace_headers: of the request.
+        """
         self._metrics = metrics
         self._trail = trail
+        self._listeners = tuple(listeners)
+        self._trace_headers = trace_headers
+        self._started_ns = time.time_ns()
+        self._started_s = time.monotonic()
+        self._error_code: str | None = None
         self._finished = False
         self.request_id = f"req-{secrets.token_hex(16)}"
         """Goes out as x-request-id; the response's own id as soon as there is one."""
@@ -37,6 +61,7 @@ class RequestRecord:
         self.model = model
         """The name that the request is served under."""
         self.endpoint: Endpoint | Literal["moderation"] = "chat"
+        self.choices_per_prompt = 1
         self.session: GuardSession | None = None
         """Set once generation may start."""
 
@@ -51,6 +76,7 @@ class RequestRecord:
 
     def fail(self, error: ApiError) -> None:
         """The request was answered with an error."""
+        self._error_code = error.code
         if error.guard is not None:
             in_answer = error.guard.phase == "completion"
             self.finish("tripped_completion" if in_answer else "tripped_prompt")
@@ -69,19 +95,48 @@ class RequestRecord:
         self._finished = True
         policy = self.session.policy if self.session else None
         self._metrics.record_outcome(outcome, policy.name if policy else None)
+        trips: list[tuple[int | None, GuardReport]] = []
         if self.session is not None:
-            self._record_session(self.session, outcome, usage)
+            trips = _trips(self.session, outcome, usage)
+            self._record_session(self.session, trips, outcome, usage)
+        summary = self._summary(outcome, trips)
+        for tell in self._listeners:
+            tell(summary)
 
-    def _record_session(self, session: GuardSession, outcome: Outcome, usage: Usage | None) -> None:
+    def _summary(
+        self, outcome: Outcome, trips: Iterable[tuple[int | None, GuardReport]]
+    ) -> RequestSummary:
+        session = self.session or GuardSession()
+        policy = session.policy.name if session.policy else None
+        report = max(session.reports(), key=_closeness, default=None)
+        reasons = (session.finish_reason_for(choice) for choice in session.choices)
+        return RequestSummary(
+            request_id=self.request_id,
+            key_id=self.key_id,
+            model=self.model,
+            endpoint=self.endpoint,
+            outcome=outcome,
+            error=self._error_code,
+            started_ns=self._started_ns,
+            duration_s=time.monotonic() - self._started_s,
+            ttft_s=session.first_delivery_s,
+            num_prompt_tokens=session.num_prompt_tokens // self.choices_per_prompt,
+            num_completion_tokens=session.num_delivered_tokens,
+            finish_reasons=tuple(reason for reason in reasons if reason is not None),
+            policy=report.policy if report else policy,
+            report=report,
+            trips=tuple(trips),
+            trace_headers=self._trace_headers,
+        )
+
+    def _record_session(
+        self,
+        session: GuardSession,
+        trips: list[tuple[int | None, GuardReport]],
+        outcome: Outcome,
+        usage: Usage | None,
+    ) -> None:
         reports = session.reports()
-        prompt_trip = session.prompt_tripped
-        # The client of a prompt that is answered with an error sees one trip, however many choices
-        # were asked for.
-        is_error = outcome == "tripped_prompt" and usage is None
-        if is_error and prompt_trip is not None:
-            trips: list[tuple[int | None, GuardReport]] = [(None, prompt_trip)]
-        else:
-            trips = list(zip(session.choices, reports, strict=True))
         self._metrics.record_trips([report for _, report in trips])
         who = RequestIdentity(self.request_id, self.key_id, self.model)
         self._trail.record_trips(who, trips)
@@ -101,3 +156,23 @@ class RequestRecord:
             num_held = max(0, num_scored - num_prompt_tokens - num_completion_tokens)
         self._metrics.record_delivery(ttft_s=session.first_delivery_s, num_held=num_held)
         self._metrics.record_faults(num_unscored=session.num_unscored, num_leaked=num_leaked)
+
+
+def _trips(
+    session: GuardSession, outcome: Outcome, usage: Usage | None
+) -> list[tuple[int | None, GuardReport]]:
+    """Number of choice and report of each stream that tripped."""
+    prompt_trip = session.prompt_tripped
+    # The client of a prompt that is answered with an error sees one trip, however many choices
+    # were asked for.
+    if outcome == "tripped_prompt" and usage is None and prompt_trip is not None:
+        return [(None, prompt_trip)]
+    reports = zip(session.choices, session.reports(), strict=True)
+    return [(choice, report) for choice, report in reports if report.tripped]
+
+
+def _closeness(report: GuardReport) -> tuple[bool, float]:
+    """Orders reports by how close they came to a trip."""
+    if report.score is None or report.threshold is None:
+        return report.tripped, -math.inf
+    return report.tripped, report.score - report.threshold

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import Request
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,16 +39,17 @@ class BatchRoute:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _Batch(self._app, self._service).answer(scope, receive, send)
+        record = self._service.new_record(Headers(scope=scope))
+        await _Batch(self._app, self._service, record).answer(scope, receive, send)
 
 
 class _Batch:
     """One request."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, record: RequestRecord) -> None:
         self._app = app
         self._service = service
-        self._record: RequestRecord = service.new_record()
+        self._record = record
         self._status: int | None = None
         """Of the answer; None before it."""
         self._is_gone = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -120,7 +121,10 @@ async def _judge(
     with governed_by(None), guard_session() as session:
         try:
             async with asyncio.timeout(_ANSWER_S):
-                await serving.start(serving.parse("chat", request, max_choices=1))
+                call = serving.parse("chat", request, max_choices=1)
+                # Scores of cached tokens are old ones, which a dead probe would still pass with.
+                call.request.cache_salt = secrets.token_hex(16)
+                await serving.start(call)
         except Exception as e:
             raise NotReadyError(
                 f"canary {number} ({canary.label}) got no answer ({str(e) or type(e).__name__}), "

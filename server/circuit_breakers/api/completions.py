@@ -62,7 +62,7 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
         ApiError: nothing of an answer was sent.
     """
     service = service_of(request)
-    record = service.new_record()
+    record = service.new_record(request.headers)
     record.endpoint = endpoint
     try:
         serving = service.serving()
@@ -85,6 +85,7 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
             call = serving.parse(endpoint, data, max_choices=service.settings.max_choices)
             record.request_id = call.shape.id or record.request_id
             record.model = call.shape.model
+            record.choices_per_prompt = call.shape.num_choices // call.num_prompts
             check_model(caller, call.shape.model)
             call.annotators = tuple(_annotators(call, asked, serving, service, request))
             opening = _open(serving, call, session, served, ticket_of(request))

@@ -33,15 +33,17 @@ from circuit_breakers.api.admin import ADMIN_ROUTES
 from circuit_breakers.api.app import add_guarded_routes
 from circuit_breakers.api.batch_route import BatchRoute
 from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.logs import ENGINE_CONFIG
 from circuit_breakers.api.openapi import describe
 from circuit_breakers.api.service import Service, reload_on_hangup
+from circuit_breakers.api.tracing import open_tracer
 from circuit_breakers.api.trail import open_trail
 from circuit_breakers.engine import dropin
 from circuit_breakers.engine.breaker_request import is_requested
 from circuit_breakers.engine.config import EngineGuardConfig
 from circuit_breakers.engine.guarded import GuardedEngine
 from circuit_breakers.errors import ConfigError, NotReadyError
-from circuit_breakers.settings import load_settings
+from circuit_breakers.settings import ServeSettings, load_settings
 
 __all__ = ["EndpointPlugin", "RouteGate"]
 
@@ -84,9 +86,13 @@ class EndpointPlugin:
         _check_server_arguments(args)
         name = (args.served_model_name or [args.model])[0]
         app.state.service = service = Service(load_settings(served_name=name), REGISTRY)
+        _check_log_format(service.settings)
         service.trail = open_trail(service.settings, service.metrics)
+        service.tracer = open_tracer(service.settings)
         # vLLM tells its plugins nothing of the end.
         atexit.register(service.trail.close)
+        if service.tracer is not None:
+            atexit.register(service.tracer.close)
         add_guarded_routes(app)
         describe(app)
         app.add_middleware(RouteGate, service=app.state.service)
@@ -138,6 +144,14 @@ class EndpointPlugin:
         service.ready()
         # Kept, as the event loop alone would let go of it; ends with vLLM's own.
         state.canaries = asyncio.create_task(watch_canaries(service, serving))
+
+
+def _check_log_format(settings: ServeSettings) -> None:
+    if settings.log_format != "text":
+        raise ConfigError(
+            f"got log_format {settings.log_format!r} in vLLM's own server, which has set its "
+            f"logging up by now; set VLLM_LOGGING_CONFIG_PATH to {ENGINE_CONFIG} instead"
+        )
 
 
 def _check_server_arguments(args: Namespace) -> None:

@@ -29,6 +29,7 @@ from prometheus_client import REGISTRY
 
 from circuit_breakers.api.app import create_app
 from circuit_breakers.api.connection import http_server
+from circuit_breakers.api.logs import configure_logging
 from circuit_breakers.api.preflight import (
     available_memory_bytes,
     bind,
@@ -36,6 +37,7 @@ from circuit_breakers.api.preflight import (
     memory_need,
 )
 from circuit_breakers.api.service import Service, reload_on_hangup
+from circuit_breakers.api.tracing import open_tracer
 from circuit_breakers.api.trail import open_trail
 from circuit_breakers.artifact import Breaker, builtin_breaker_path, load_breaker
 from circuit_breakers.errors import ConfigError
@@ -67,7 +69,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
     Raises:
         CircuitBreakersError: the server cannot start; the message says the cure.
     """
-    _configure_logging(settings)
+    configure_logging(settings)
     listener = bind(settings.host, settings.port)
     # A thread, since the engine's shutdown blocks the event loop.
     deadline = threading.Timer(settings.shutdown_timeout_s, _end_in_time)
@@ -109,6 +111,7 @@ async def _serve(
     app = create_app(settings, REGISTRY)
     service: Service = app.state.service
     service.trail = open_trail(settings, service.metrics)
+    service.tracer = open_tracer(settings)
     server = http_server(app, timeout_s=settings.body_timeout_s)
     stop = asyncio.Event()
     for number in _SIGNALS:
@@ -137,6 +140,8 @@ async def _serve(
             server.should_exit = True
             await serving
             await asyncio.to_thread(service.trail.close)
+            if service.tracer is not None:
+                await asyncio.to_thread(service.tracer.close)
             stopping.cancel()
 
 
@@ -245,15 +250,6 @@ def _ready_lines(service: Service, listener: socket.socket) -> str:
         f"try:   curl {url}/v1/chat/completions{wants_key} -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'"
     )
-
-
-def _configure_logging(settings: ServeSettings) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
-    )
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", settings.log_level.upper())
-    # Standard output is for the ready line.
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,22 @@ from circuit_breakers.api.accounting import RequestRecord
 from circuit_breakers.api.admission import Admission, Limits
 from circuit_breakers.api.errors import ApiError, not_ready
 from circuit_breakers.api.governance import Governance
+from circuit_breakers.api.logs import log_request
 from circuit_breakers.api.trail import SERVER_KEY_ID, AuditTrail
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.metrics import GuardMetrics, HealthMetrics, LoadMetrics
 from circuit_breakers.settings import ServeSettings
 
 if TYPE_CHECKING:
+    from circuit_breakers.api.request_summary import RequestSummary
     from circuit_breakers.api.serving import Serving
+    from circuit_breakers.api.tracing import RequestTracer
 
 __all__ = ["Service", "reload_on_hangup", "service_of"]
+
+
+_TRACE_HEADERS = ("traceparent", "tracestate")
+"""W3C Trace Context."""
 
 
 class Service:
@@ -40,6 +48,8 @@ class Service:
         self.metrics = GuardMetrics(registry, model=settings.model_name)
         self.trail = AuditTrail()
         """Way into the audit log; replaced before `attach` where one is kept."""
+        self.tracer: RequestTracer | None = None
+        """Where spans go; set before `attach` where they are wanted."""
         self.admission = Admission(
             max_concurrent=settings.max_concurrent_requests,
             max_queued=settings.max_queued_requests,
@@ -109,9 +119,22 @@ class Service:
         assert self._serving is not None, "attach() comes first"
         self._waiting_for = None
 
-    def new_record(self) -> RequestRecord:
-        """The entry that one completion request makes when it ends."""
-        return RequestRecord(self.metrics, self.trail, model=self.settings.model_name)
+    def new_record(self, headers: Mapping[str, str]) -> RequestRecord:
+        """The entry that one completion request makes when it ends.
+
+        Args:
+            headers: of the request.
+        """
+        listeners: list[Callable[[RequestSummary], None]] = [log_request]
+        if self.tracer is not None:
+            listeners.append(self.tracer.record)
+        return RequestRecord(
+            self.metrics,
+            self.trail,
+            model=self.settings.model_name,
+            listeners=listeners,
+            trace_headers={name: headers[name] for name in _TRACE_HEADERS if name in headers},
+        )
 
     def leave(self) -> None:
         """Not ready from now on, for load balancers; requests are still served."""

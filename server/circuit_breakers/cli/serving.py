@@ -155,6 +155,13 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error. [warning]")
     ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="text, or json with a line for each request. [text]")
+    ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(help="OpenTelemetry collector, e.g. http://localhost:4318. [no traces]"),
+    ] = None,
 ) -> None:
     """Serve a model with its breaker on vLLM, behind an OpenAI-compatible API.
 

@@ -218,6 +218,11 @@ class GuardSession:
         return lowest
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Summed over the streams: a prompt with n choices counts n times."""
+        return sum(s.num_prompt_tokens for s in self._streams.values())
+
+    @property
     def num_delivered_tokens(self) -> int:
         return sum(s.num_delivered for s in self._streams.values())
 

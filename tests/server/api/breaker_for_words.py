@@ -22,6 +22,7 @@ from circuit_breakers.artifact.manifest import (
     Message,
     OperatingPoint,
     ProbeSpec,
+    ScoreHistogram,
 )
 from circuit_breakers.models import ResolvedModel
 
@@ -89,6 +90,9 @@ _LOOSE = OperatingPoint(
 )
 
 
+_HISTOGRAM = ScoreHistogram(edges=(-5.0,), counts=(150, 150))
+
+
 def write_word_breaker(out: Path, model: ResolvedModel) -> Breaker:
     """A breaker with the probes PARIS and ZEBRA."""
     probes = (PARIS, ZEBRA)
@@ -110,6 +114,7 @@ def write_word_breaker(out: Path, model: ResolvedModel) -> Breaker:
                 calibration=Calibration(
                     **_PROMISE,
                     max_tokens=256,
+                    histogram={"prompt": _HISTOGRAM, "completion": _HISTOGRAM},
                     curve=(_LOOSE, OperatingPoint(**_PROMISE, threshold_logit=0.0)),
                 ),
             )

@@ -71,6 +71,7 @@ class ProbedServing:
         self.scores = {"harmful": 9.0, "benign": 0.0}
         self.breaks = False
         self.num_started = 0
+        self.salts: set[str] = set()
         canaries = tuple(
             Canary(messages=(Message(role="user", content=label),), label=label)
             for label in ("harmful", "benign")
@@ -81,16 +82,17 @@ class ProbedServing:
         breaker = SimpleNamespace(manifest=made, digest="d" * 64)
         self.guarded = SimpleNamespace(breaker=breaker, policy=policy, errored=False)
 
-    def parse(self, endpoint: str, data: dict[str, Any], *, max_choices: int) -> dict[str, Any]:
-        return data
+    def parse(self, endpoint: str, data: dict[str, Any], *, max_choices: int) -> Any:
+        return SimpleNamespace(request=SimpleNamespace(**data))
 
-    async def start(self, call: dict[str, Any]) -> None:
+    async def start(self, call: Any) -> None:
         self.num_started += 1
         if self.breaks:
             raise RuntimeError("the engine broke")
         session = current_session()
         assert session is not None and session.policy is None
-        score = self.scores[call["messages"][-1]["content"]]
+        self.salts.add(call.request.cache_salt)
+        score = self.scores[call.request.messages[-1]["content"]]
         stream = session.stream(self.guarded.policy, 0, 2)
         stream.breaker.update(np.array([[0.0, 0.0], [score, 0.0]], np.float32))
 
@@ -160,6 +162,7 @@ def test_canaries_count_as_scored_tokens_and_as_nothing_else() -> None:
         with governed_by(on.serving.guarded.policy):
             await run_canaries(on.service, on.serving)
         assert on.sample("canary_ok") == 1
+        assert len(on.serving.salts) == 2, "no canary is scored from a cache"
         # Two canaries of two tokens each.
         assert on.sample("scored_tokens_total", model="m") == 4
         counts = [

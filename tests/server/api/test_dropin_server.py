@@ -375,6 +375,16 @@ def test_server_option_that_opens_a_way_around_is_refused(option: str) -> None:
         EndpointPlugin().attach_router(app)
 
 
+def test_a_log_format_that_comes_too_late_is_refused_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CIRCUIT_BREAKERS_LOG_FORMAT", "json")
+    monkeypatch.setattr(endpoint_plugin, "REGISTRY", CollectorRegistry())
+    app = app_with(additional_config={"circuit_breakers": {"breaker": "/a"}})
+    with pytest.raises(ConfigError, match=r"set VLLM_LOGGING_CONFIG_PATH to .*engine_logging\.js"):
+        EndpointPlugin().attach_router(app)
+
+
 def test_keys_and_policies_stand_in_front_of_vllms_routes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -188,7 +188,7 @@ def test_breaker_info_tells_the_mode_after_a_reload(
     assert reload(client).status_code == 200
     assert 'mode="observe"' in info() and 'policy="lax"' in info()
     # Those that never came to have a policy count under the default.
-    app.state.service.new_record().finish("rejected")
+    app.state.service.new_record({}).finish("rejected")
     assert (
         app.state.service.registry.get_sample_value(
             "circuit_breakers_requests_total",
