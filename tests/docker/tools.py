@@ -1,4 +1,4 @@
-"""Prometheus's programs: those on the PATH, else Debian's packages, unpacked without root.
+"""Prometheus's programs and nginx: from the PATH, else from Debian's packages, without root.
 
 A machine without both is told so by a skip; one with apt where that fails is told by an error.
 """
@@ -16,12 +16,13 @@ import pytest
 
 __all__ = ["find_program"]
 
-# By upstream's name: Debian's package, and its name there.
+# By upstream's name: Debian's package, and its path below usr there.
 _DEBIAN = {
-    "promtool": ("prometheus", "promtool"),
-    "prometheus": ("prometheus", "prometheus"),
-    "amtool": ("prometheus-alertmanager", "amtool"),
-    "alertmanager": ("prometheus-alertmanager", "prometheus-alertmanager"),
+    "promtool": ("prometheus", "bin/promtool"),
+    "prometheus": ("prometheus", "bin/prometheus"),
+    "amtool": ("prometheus-alertmanager", "bin/amtool"),
+    "alertmanager": ("prometheus-alertmanager", "bin/prometheus-alertmanager"),
+    "nginx": ("nginx", "sbin/nginx"),
 }
 
 
@@ -31,18 +32,18 @@ _RELATIVE = b"usr/share//prometheus/alertmanager"
 
 
 def find_program(name: str) -> Path:
-    """Path of promtool, prometheus, amtool or alertmanager; skips the test where there is none.
+    """Path of a program of `_DEBIAN`; skips the test where there is none.
 
     Start it in the folder above its usr/bin: that is where alertmanager looks for usr/share.
     """
-    package, debian_name = _DEBIAN[name]
-    for candidate in (name, debian_name):
+    package, debian_path = _DEBIAN[name]
+    for candidate in (name, Path(debian_path).name):
         found = shutil.which(candidate)
         if found:
             return Path(found)
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         pytest.skip(f"needs {name} on the PATH, or apt to fetch Debian's package {package}")
-    return _unpacked(package) / "usr" / "bin" / debian_name
+    return _unpacked(package) / "usr" / debian_path
 
 
 def _unpacked(package: str) -> Path:
@@ -55,7 +56,7 @@ def _unpacked(package: str) -> Path:
             with tempfile.TemporaryDirectory(dir=target.parent) as work:
                 tree = Path(work) / "tree"
                 _run(["dpkg-deb", "-x", str(_download(package, Path(work))), str(tree)], Path(work))
-                for program in (tree / "usr" / "bin").iterdir():
+                for program in (tree / "usr").glob("bin/*"):
                     program.write_bytes(program.read_bytes().replace(_ABSOLUTE, _RELATIVE))
                 tree.rename(target)
     return target
