@@ -102,7 +102,7 @@ def _output_message(text: str) -> dict[str, Any]:
     }
 
 
-async def act_on_stream(
+def act_on_stream(
     events: AsyncGenerator[str, None],
     session: GuardSession,
     served: ServedPolicy,
@@ -113,6 +113,17 @@ async def act_on_stream(
     Raises:
         ApiError: while iterating, under action `error` where the format has no choices.
     """
+    if served.action == "stop":
+        return events
+    return _acted_on(events, session, served, endpoint)
+
+
+async def _acted_on(
+    events: AsyncGenerator[str, None],
+    session: GuardSession,
+    served: ServedPolicy,
+    endpoint: Endpoint,
+) -> AsyncGenerator[str, None]:
     num_events = 0
     try:
         async for event in events:
@@ -121,7 +132,7 @@ async def act_on_stream(
                     raise stopped(report)
                 yield event
                 continue
-            if served.action != "stop" and _STOPPED_MARK in event:
+            if _STOPPED_MARK in event:
                 chunk = json.loads(event.removeprefix("data: "))
                 for choice in chunk["choices"]:
                     report = session.report_for(choice["index"])
