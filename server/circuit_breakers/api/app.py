@@ -57,7 +57,6 @@ def create_app(
         service.attach(serving)
         service.ready()
     add_guarded_routes(app)
-    _add_models(app)
     _add_probes(app)
     _add_error_handlers(app)
     describe(app)
@@ -111,6 +110,7 @@ def add_guarded_routes(app: FastAPI) -> None:
             ) from e
 
     add_admin_routes(app)
+    _add_models(app)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:

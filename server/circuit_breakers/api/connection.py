@@ -29,6 +29,9 @@ MAX_HEAD_BYTES = 64 * 1024
 """As h11 has it; a head that comes in one piece may be as large as one read of the socket."""
 _FRAMING_PER_BYTE = 8
 """Bytes of chunk framing that a byte of body may bring along: a chunk of one byte takes 5."""
+_KEEP_ALIVE_S = 75
+"""Between two requests of a client. Above the 60 s of most load balancers: where they keep idle
+connections longer than the server does, one sends a request into a connection that is closing."""
 _FLUSH_S = 1
 """Seconds at the end, for what is still being written to clients."""
 
@@ -163,6 +166,7 @@ def http_server(app: ASGIApp, *, timeout_s: float) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_FLUSH_S,
         )
     )

@@ -2,11 +2,13 @@
 
     ours, in the place of vLLM's     POST /v1/chat/completions   POST /v1/completions
                                      POST /v1/responses          POST /v1/messages
+                                     GET /v1/models
     ours, new                        POST /v1/moderations        GET /v1/breaker
+                                     GET /v1/models/NAME
                                      GET /v1/breaker/trips       GET /v1/breaker/what-if
                                      POST /v1/breaker/reload
     vLLM's, on the guarded engine    POST /v1/chat/completions/batch (batch_route.py)
-    vLLM's, without generation       models, tokenize, health, metrics, documentation
+    vLLM's, without generation       tokenize, health, metrics, documentation
     everything else                  404
 
 vLLM builds its serving classes on the bare engine client, then asks its plugins for their state.
@@ -50,12 +52,12 @@ __all__ = ["EndpointPlugin", "RouteGate"]
 _OWN = (
     *("POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses"),
     *("POST /v1/messages", "POST /v1/moderations", "GET /v1/breaker"),
-    *("POST /v1/breaker/reload", *ADMIN_ROUTES),
+    *("POST /v1/breaker/reload", *ADMIN_ROUTES, "GET /v1/models", "GET /v1/models/.+"),
 )
 _WITHOUT_KEY = frozenset({"/health", "/ping"})
 _WITHOUT_GENERATION = (
     *("GET /health", "GET /ping", "POST /ping", "GET /load", "GET /version"),
-    *("GET /v1/models", "POST /tokenize", "POST /detokenize", "GET /tokenizer_info"),
+    *("POST /tokenize", "POST /detokenize", "GET /tokenizer_info"),
     "POST /v1/messages/count_tokens",
     *("GET /metrics/?", "GET /openapi.json", "GET /docs", "GET /redoc", "GET /static/.*"),
 )

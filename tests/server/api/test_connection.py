@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from circuit_breakers.api.connection import MAX_HEAD_BYTES
+from circuit_breakers.api.connection import MAX_HEAD_BYTES, http_server
 
 from .scripted import Scripted, scripted_server
 
@@ -152,3 +152,12 @@ def test_a_client_that_takes_nothing_is_cut_off() -> None:
             writer.close()
 
     run(test())
+
+
+def test_an_idle_connection_outlives_those_of_load_balancers() -> None:
+    """AWS's ALB and nginx keep one for 60 s; whoever ends it first must be the client."""
+
+    async def app(*_: Any) -> None:
+        raise AssertionError("nobody asks")
+
+    assert http_server(app, timeout_s=1).config.timeout_keep_alive > 60

@@ -415,3 +415,8 @@ def test_keys_and_policies_stand_in_front_of_vllms_routes(
     assert client.post("/v1/responses", headers=keys["ops"]).status_code == 403
     assert client.post("/v1/breaker/reload", headers=keys["ops"]).status_code == 200
     assert client.post("/pause", headers=keys["team"]).status_code == 404
+    listed = {k: client.get("/v1/models", headers=headers).json() for k, headers in keys.items()}
+    assert [model["id"] for model in listed["team"]["data"]] == ["m"]
+    assert listed["bound"]["data"] == [], "its key is for another model"
+    for key, status in (("team", 200), ("bound", 404)):
+        assert client.get("/v1/models/m", headers=keys[key]).status_code == status
