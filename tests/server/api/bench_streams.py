@@ -62,8 +62,8 @@ async def hold(port: int, num_streams: int, server: psutil.Process) -> tuple[int
 
 
 def is_whole(said: bytes) -> bool:
-    tokens = said.count(b'"content":"x"')
-    return tokens == NUM_TOKENS and said.count(b'"tripped":false') == 1 and DONE.encode() in said
+    has_passed = b'"tripped":false' in said and b'"tripped":true' not in said
+    return has_passed and said.count(b'"content":"x"') == NUM_TOKENS and DONE.encode() in said
 
 
 async def main(num_streams: int) -> int:
