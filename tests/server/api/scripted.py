@@ -180,8 +180,8 @@ def serve_script(serving: ScriptedServing) -> None:
 
     lifecycle._start = start
     lifecycle._ready_lines = lambda service, listener: json.dumps(listener.getsockname()[1])
-    words = [word.removeprefix("--").replace("-", "_") for word in sys.argv[1:]]
-    flags: dict[str, Any] = dict(zip(words[::2], words[1::2], strict=True))
+    names = [word.removeprefix("--").replace("-", "_") for word in sys.argv[1::2]]
+    flags: dict[str, Any] = dict(zip(names, sys.argv[2::2], strict=True))
     lifecycle.serve(load_settings(**flags), lambda line: print(line, flush=True))
 
 
