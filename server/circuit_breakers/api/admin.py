@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from circuit_breakers.audit.writer import AuditWriter
 
 __all__ = ["ADMIN_ROUTES", "TripQuery", "WhatIfQuery", "add_admin_routes"]
+
+logger = logging.getLogger(__name__)
 
 ADMIN_ROUTES = ("GET /v1/breaker/trips", "GET /v1/breaker/what-if")
 
@@ -81,6 +84,7 @@ def add_admin_routes(app: FastAPI) -> None:
     ) -> JSONResponse:
         query = _query(TripQuery, request)
         writer = _writer(request)
+        _note(request, caller)
         return JSONResponse(await _off_the_loop(lambda: _trips_json(writer, query)))
 
     @app.get(
@@ -98,6 +102,7 @@ def add_admin_routes(app: FastAPI) -> None:
                 code="score_traces_off",
             )
         store = _writer(request).store
+        _note(request, caller)
         return JSONResponse(
             await _off_the_loop(lambda: _what_if_json(store, query, thresholds, breaker))
         )
@@ -175,6 +180,11 @@ def _thresholds(request: Request, query: WhatIfQuery) -> tuple[dict[str, float],
     except CalibrationError as e:
         raise ApiError(400, str(e), code="invalid_value", param="target_fpr") from e
     return {p.name: p.threshold_logit for p in probes}, breaker.digest
+
+
+def _note(request: Request, caller: Caller) -> None:
+    # Not into the log that is read: a console that polls would fill it with its own reading.
+    logger.info("admin read: path=%s key_id=%s", request.url.path, caller.key_id)
 
 
 def _writer(request: Request) -> AuditWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -101,6 +102,22 @@ def test_trips_come_in_pages_newest_first(client: TestClient) -> None:
     )
     age = datetime.now(UTC) - datetime.fromisoformat(seen[0]["time"])
     assert timedelta(0) <= age < timedelta(minutes=1)
+
+
+def test_who_reads_is_in_the_servers_log_and_not_in_what_is_read(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="circuit_breakers"):
+        for path in ("/v1/breaker/trips", "/v1/breaker/what-if?threshold=0"):
+            assert client.get(path).status_code == 200
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("admin read")]
+    assert [line.split(" key_id=")[0] for line in said] == [
+        "admin read: path=/v1/breaker/trips",
+        "admin read: path=/v1/breaker/what-if",
+    ]
+    assert all(re.search(r" key_id=\w+$", line) for line in said)
+    assert trail_of(client).writer.drain(20)
+    assert [row["action"] for row in store_of(client).rows()] == ["created", "started"]
 
 
 def test_trips_are_filtered(client: TestClient) -> None:
