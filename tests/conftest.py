@@ -13,12 +13,18 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 # Read once by OpenMP when torch loads; the in-process engine crawls with more threads than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 
 from circuit_breakers.models import ResolvedModel, resolve_model
 
 if TYPE_CHECKING:
     from .server.api.conftest import Server
+
+
+# A loaded machine is no bug: nothing here asserts on time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

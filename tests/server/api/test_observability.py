@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ...docker.tools import find_program
 from .conftest import MODEL, Server, user
 from .otlp_collector import Collector, collector
 
@@ -208,9 +208,7 @@ def test_every_line_of_ours_is_json_and_none_has_a_word_of_a_prompt(observed: Ob
 
 
 def test_promtool_finds_nothing_to_say_of_our_series(observed: Observed) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("needs promtool on the PATH, of Debian's package prometheus")
+    promtool = find_program("promtool")
     text = observed.server.http.get("/metrics").text
     ours = "".join(
         f"{line}\n" for line in text.splitlines() if re.match(r"(# \w+ )?circuit_breakers_", line)
