@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 
@@ -133,6 +134,7 @@ def test_the_scaled_object_has_kedas_fields_and_no_other(render: Render) -> None
         assert set(trigger) == {"type", "name", "metricType", "metadata"}
         assert set(trigger["metadata"]) == {"serverAddress", "threshold", "query"}
         assert all(isinstance(value, str) for value in trigger["metadata"].values())
+        promql_parser.parse(trigger["metadata"]["query"])
 
 
 def test_the_route_has_the_gateways_fields_and_no_other(render: Render) -> None:

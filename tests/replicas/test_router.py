@@ -20,6 +20,8 @@ HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 WHOLE = HEAD + b"3\r\nyes\r\n0\r\n\r\n"
 BEGUN = HEAD + b"3\r\nyes\r\n"
 FULL = b"HTTP/1.1 503 Unavailable\r\nRetry-After: 1\r\nContent-Length: 4\r\n\r\nfull"
+OLD = b"HTTP/1.0 200 OK\r\n\r\nyes"
+"""To a request in HTTP/1.0, which has no chunks: whole or begun, it looks the same."""
 GONE = None
 """A server that nobody runs any more."""
 
@@ -37,12 +39,13 @@ def scripted(answer: bytes, bodies: list[bytes]) -> Iterator[int]:
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
+            is_old = self.rfile.readline().endswith(b"HTTP/1.0\r\n")
             length = 0
             while (line := self.rfile.readline()) not in (b"\r\n", b""):
                 name, _, value = line.partition(b":")
                 length = int(value) if name.lower() == b"content-length" else length
             bodies.append(self.rfile.read(length))
-            self.wfile.write(answer)
+            self.wfile.write(OLD if is_old else answer)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
