@@ -14,8 +14,8 @@ from circuit_breakers.api.trip_actions import act_on_stream
 from circuit_breakers.guard.decision import GuardReport
 from circuit_breakers.policies.served_policy import ServedPolicy
 
+from ..metrics.test_guard import TRIP, report
 from ..policies.test_tightening import OWN
-from ..test_metrics import TRIP, report
 from .conftest import MODEL, REFUSAL, Server, user
 
 PROMPT_TRIPS = "Do you like the zebra?"
