@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = (
     ROOT / "server" / "circuit_breakers",
     ROOT / "training" / "circuit_breakers_training",
+    ROOT / "clients" / "python" / "circuit_breakers_client",
 )
 MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 

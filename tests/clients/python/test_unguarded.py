@@ -1,0 +1,113 @@
+"""A server without a guard: nothing of what it says gets through, unless that is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from circuit_breakers_client import (
+    AsyncCircuitBreakers,
+    CircuitBreakers,
+    UnguardedError,
+    guard_of,
+)
+
+from ..conftest import Unguarded
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def client_of(server: Unguarded, **arguments: Any) -> CircuitBreakers:
+    return CircuitBreakers(base_url=server.url, api_key="none", max_retries=0, **arguments)
+
+
+@pytest.mark.parametrize("model", ["m", "says-text"])
+def test_no_answer_gets_through(unguarded: Unguarded, model: str) -> None:
+    client = client_of(unguarded)
+    with pytest.raises(UnguardedError):
+        client.chat.completions.create(**CHAT | {"model": model})
+    client.close()
+
+
+def test_nor_completions_responses_and_raw_answers(unguarded: Unguarded) -> None:
+    client = client_of(unguarded)
+    with pytest.raises(UnguardedError):
+        client.completions.create(model="m", prompt="hi")
+    with pytest.raises(UnguardedError):
+        client.responses.create(model="m", input="hi")
+    with pytest.raises(UnguardedError):
+        client.post("/chat/completions", cast_to=object, body=CHAT)
+    raw = client.chat.completions.with_raw_response.create(**CHAT)
+    with pytest.raises(UnguardedError):
+        raw.parse()
+    client.close()
+
+
+def test_a_stream_is_not_even_asked_for(unguarded: Unguarded) -> None:
+    client = client_of(unguarded)
+    with pytest.raises(UnguardedError, match="HTTP 404 on /v1/breaker"):
+        client.chat.completions.create(**CHAT, stream=True)
+    with pytest.raises(UnguardedError), client.chat.completions.stream(**CHAT) as stream:
+        stream.until_done()
+    assert set(unguarded.asked) == {"/v1/breaker"}
+    client.close()
+
+
+@pytest.mark.parametrize("model", ["m", "says-done"])
+def test_a_stream_without_a_report_ends_in_an_error(unguarded: Unguarded, model: str) -> None:
+    """As when another replica, without a guard, answers than the one that said it has a breaker."""
+    client = client_of(unguarded)
+    client._has_breaker = True
+    with pytest.raises(UnguardedError):
+        list(client.chat.completions.create(**CHAT | {"model": model}, stream=True))
+    client.close()
+
+
+def test_the_breaker_is_looked_for(unguarded: Unguarded) -> None:
+    client = client_of(unguarded)
+    with pytest.raises(UnguardedError):
+        client.breaker.retrieve()
+    client.close()
+
+
+def test_what_is_not_generated_passes(unguarded: Unguarded) -> None:
+    client = client_of(unguarded)
+    assert client.embeddings.create(model="m", input="hi", encoding_format="float").data == []
+    client.close()
+
+
+def test_an_unguarded_answer_can_be_asked_for(unguarded: Unguarded) -> None:
+    client = client_of(unguarded, require_guard=False)
+    answer = client.chat.completions.create(**CHAT)
+    assert answer.choices[0].message.content == "hi"
+    assert guard_of(answer) is None
+    stream = client.chat.completions.create(**CHAT, stream=True)
+    assert [chunk.choices[0].delta.content for chunk in stream] == ["hi"]
+    assert guard_of(stream) is None
+    assert "/v1/breaker" not in unguarded.asked
+    strict = client.with_options(require_guard=True)
+    with pytest.raises(UnguardedError):
+        strict.chat.completions.create(**CHAT)
+    client.close()
+
+
+def test_the_asynchronous_client_fails_closed_too(unguarded: Unguarded) -> None:
+    async def run() -> None:
+        async with AsyncCircuitBreakers(
+            base_url=unguarded.url, api_key="none", max_retries=0
+        ) as client:
+            with pytest.raises(UnguardedError):
+                await client.chat.completions.create(**CHAT)
+            with pytest.raises(UnguardedError):
+                await client.chat.completions.create(**CHAT, stream=True)
+            client._has_breaker = True
+            stream = await client.chat.completions.create(
+                **CHAT | {"model": "says-done"}, stream=True
+            )
+            with pytest.raises(UnguardedError):
+                async for _ in stream:
+                    pass
+
+    asyncio.run(run())
