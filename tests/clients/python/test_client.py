@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+import circuit_breakers_client
 from circuit_breakers_client import (
     POLICY_HEADER,
     AsyncCircuitBreakers,
@@ -54,6 +58,18 @@ def test_nothing_of_openai_s_clients_is_hidden() -> None:
         assert not hasattr(theirs, "breaker"), "openai has a `breaker` of its own now"
         assert not hasattr(theirs, "_rules") and not hasattr(theirs, "_has_breaker")
         assert issubclass(ours, theirs)
+
+
+def test_it_needs_openai_and_nothing_else() -> None:
+    (package,) = circuit_breakers_client.__path__
+    imported = set()
+    for module in Path(package).glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    assert imported - sys.stdlib_module_names == {"circuit_breakers_client", "openai"}
 
 
 @pytest.mark.parametrize(

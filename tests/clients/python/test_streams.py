@@ -33,7 +33,7 @@ def test_usage_may_come_after_the_report(client: CircuitBreakers) -> None:
 
 
 def test_every_choice_is_waited_for(client: CircuitBreakers) -> None:
-    stream = client.chat.completions.create(**chat(ITALY, n=2), stream=True)
+    stream = client.chat.completions.create(**chat(ITALY, n=2, temperature=0.5), stream=True)
     reports = [report for chunk in stream if (report := guard_of(chunk))]
     assert len(reports) == 2
     assert guard_of(stream) in reports
