@@ -10,6 +10,7 @@ from circuit_breakers.cli.benchmarks import bench_serve, bench_train
 from circuit_breakers.cli.datasets import data_build, data_import
 from circuit_breakers.cli.evaluation import evaluate
 from circuit_breakers.cli.keys import keys_new
+from circuit_breakers.cli.scoring import score
 from circuit_breakers.cli.serving import serve, verify, version
 from circuit_breakers.cli.training import recipes, report, train
 
@@ -28,6 +29,7 @@ __all__ = [
     "recipes",
     "replay",
     "report",
+    "score",
     "serve",
     "train",
     "verify",
