@@ -46,7 +46,7 @@ def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A server in enforce mode, one for all tests of a run; its end is checked too."""
     import psutil
 
-    from .server.api.conftest import POLICIES, Server
+    from .server.api.conftest import POLICIES, Server, end_amid_streams
 
     root = tmp_path_factory.mktemp("enforce")
     (root / "policies.toml").write_text(POLICIES)
@@ -59,6 +59,7 @@ def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         server.wait_until_ready()
         yield server
         children = server.children()
+        end_amid_streams(server)
     finally:
         exit_code = server.stop()
     assert exit_code == 0, server.err.read_text()[-3000:]

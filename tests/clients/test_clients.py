@@ -22,6 +22,10 @@ HERE = Path(__file__).parent
 PYTHON = HERE.parents[1] / ".venv-clients" / "bin" / "python"
 OPENAI_NODE = "openai@6.49.0"
 WHOLE = {"text": ROME, "finish_reason": "stop"}
+PROMPT_TRIPPED = (
+    "The prompt was stopped by the circuit breaker; nothing was generated. "
+    "Change the prompt and send it again."
+)
 TRIPPED = {"text": BEFORE_PARIS, "finish_reason": "content_filter"}
 
 
@@ -73,6 +77,8 @@ def test_openai_node(server: Server, tmp_path: Path) -> None:
             {"error": "OpenAIInvalidRequestError", "status": 400, "code": "content_filter"},
         ),
         ("litellm", {"error": "BadRequestError", "status": 400}),
+        # It makes an answer of the 400, as it does of OpenAI's.
+        ("inspect", {"text": PROMPT_TRIPPED, "finish_reason": "content_filter"}),
     ],
 )
 def test_python_client(

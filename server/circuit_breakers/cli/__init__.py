@@ -6,7 +6,7 @@ at once.
 
 from circuit_breakers.cli.apps import app
 from circuit_breakers.cli.auditing import audit_export, audit_prune, audit_verify, replay
-from circuit_breakers.cli.benchmarks import bench_serve, bench_train
+from circuit_breakers.cli.benchmarks import bench_api, bench_serve, bench_train
 from circuit_breakers.cli.datasets import data_build, data_import
 from circuit_breakers.cli.evaluation import evaluate
 from circuit_breakers.cli.keys import keys_new
@@ -19,6 +19,7 @@ __all__ = [
     "audit_export",
     "audit_prune",
     "audit_verify",
+    "bench_api",
     "bench_serve",
     "bench_train",
     "data_build",

@@ -10,7 +10,7 @@ import typer
 from circuit_breakers.cli.apps import bench_app, import_extra, reported_errors
 from circuit_breakers.errors import ConfigError
 
-__all__ = ["bench_serve", "bench_train"]
+__all__ = ["bench_api", "bench_serve", "bench_train"]
 
 
 @bench_app.command(
@@ -98,6 +98,62 @@ def bench_serve(
     bench.print_report(report)
     if json_file is not None:
         json_file.write_text(bench.report_json(report), "utf-8")
+        typer.echo(f"ok: {json_file}")
+
+
+@bench_app.command(
+    "api",
+    epilog="Example: `circuit-breakers bench api --at-once 16 --pairs 4 --json out.json`",
+)
+def bench_api(
+    model: Annotated[
+        str, typer.Option(help="Built-in name, directory or hub id.")
+    ] = "smollm2-135m-instruct",
+    breaker: Annotated[
+        Path | None, typer.Option(help="Breaker directory. [the one that ships for the model]")
+    ] = None,
+    at_once: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Requests at once; may be repeated. [1, 16 and 64]"),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Pairs of neighbouring blocks of each comparison.")
+    ] = 8,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Requests of a block, for each one at once; at least 8.")
+    ] = 2,
+    output_len: Annotated[int, typer.Option(min=1, max=256, help="Tokens of each answer.")] = 64,
+    kv_cache_gib: Annotated[
+        int, typer.Option(min=1, help="KV cache of each of the two servers, in GiB.")
+    ] = 2,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all raw pairs and the machine.")
+    ] = None,
+) -> None:
+    """Measure our HTTP server's requests a second against vLLM's own, by `vllm bench serve`."""
+    with reported_errors(exit_code=2):
+        if json_file is not None and not json_file.resolve().parent.is_dir():
+            raise ConfigError(f"got --json {json_file}, expected a file in an existing directory")
+    with reported_errors():
+        from rich.console import Console
+
+        from circuit_breakers.settings import load_settings
+
+        settings = load_settings(model=model, breaker=breaker)
+        bench = import_extra("circuit_breakers.engine.bench.http_servers", extra="serve")
+        parts = import_extra("circuit_breakers.api.lifecycle", extra="serve").load_parts(settings)
+        chosen = {"concurrencies": tuple(dict.fromkeys(at_once))} if at_once else {}
+        wanted = bench.ApiSettings(
+            num_pairs=pairs,
+            rounds=rounds,
+            output_len=output_len,
+            kv_cache_gib=kv_cache_gib,
+            **chosen,
+        )
+        report = bench.bench_api(model, *parts, wanted, Console(stderr=True))
+    bench.print_api_report(report)
+    if json_file is not None:
+        json_file.write_text(report.to_json(), "utf-8")
         typer.echo(f"ok: {json_file}")
 
 

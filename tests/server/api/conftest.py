@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ phases = ["completion"]
 """
 """Without keys, so that nobody has to bring one."""
 _START_S = 240
+_LONG = 64
+"""Tokens of an answer that is still on its way when the server has noticed a signal."""
 
 
 def free_port() -> int:
@@ -119,6 +122,40 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
+
+
+def end_amid_streams(server: Server) -> None:
+    """SIGTERM while two answers are on their way: not ready at once, and both come whole."""
+    with ExitStack() as opened:
+        streams = [
+            opened.enter_context(
+                server.openai.chat.completions.create(
+                    model=MODEL,
+                    messages=user("Tell me a story."),
+                    temperature=0,
+                    max_tokens=_LONG,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    extra_body={"ignore_eos": True},
+                )
+            )
+            for _ in range(2)
+        ]
+        for stream in streams:
+            next(stream)
+        server.process.terminate()
+        deadline = time.monotonic() + 20
+        # A connection of its own: those that are idle are closed.
+        while (ready := httpx.get(f"{server.url}/readyz")).status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert ready.json()["reason"] == "shutting down"
+        for stream in streams:
+            *_, end, usage = stream
+            assert end.choices[0].finish_reason == "length"
+            assert (end.choices[0].model_extra or {})["guard"]["tripped"] is False
+            assert usage.usage.completion_tokens == _LONG
+    server.process.wait(60)
 
 
 def _sorted_labels(name: str) -> str:

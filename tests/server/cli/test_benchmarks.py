@@ -17,6 +17,18 @@ def test_help_of_bench_train_shows_an_example() -> None:
     assert "Example:" in result.output
 
 
+def test_bench_api_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    assert "Example:" in runner.invoke(app, ["bench", "api", "--help"]).output
+    for arguments, exit_code, said in (
+        (["--json", str(tmp_path / "none" / "out.json")], 2, "--json"),
+        (["--at-once", "0"], 2, "at-once"),
+        (["--model", "no-such-model"], 1, "error: "),
+    ):
+        result = runner.invoke(app, ["bench", "api", *arguments])
+        assert result.exit_code == exit_code, result.output
+        assert said in result.stderr
+
+
 def test_wrong_options_exit_with_2(tmp_path: Path) -> None:
     for arguments, said in (
         (["--arm", "nope"], "expected published"),
