@@ -142,7 +142,8 @@ class RequestRecord:
         self._trail.record_trips(who, trips)
         self._trail.record_scores(who, session, reports, outcome)
         self._metrics.record_scores(session.max_scores)
-        self._metrics.record_scored(sum(report.num_scored for report in reports))
+        num_scored = sum(report.num_scored for report in reports)
+        self._metrics.record_scored(num_scored + session.num_scored_within)
         if outcome == "ok" and self.endpoint != "moderation":
             self._metrics.record_unsuspicious(session.untripped_peaks())
         num_leaked, num_held = session.num_leaked, None

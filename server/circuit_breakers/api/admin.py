@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ADMIN_ROUTES", "TripQuery", "WhatIfQuery", "add_admin_routes"]
 
-logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("circuit_breakers.access")
+"""Shown in JSON at any level, in text from --log-level info on."""
 
 ADMIN_ROUTES = ("GET /v1/breaker/trips", "GET /v1/breaker/what-if")
 
@@ -184,7 +185,7 @@ def _thresholds(request: Request, query: WhatIfQuery) -> tuple[dict[str, float],
 
 def _note(request: Request, caller: Caller) -> None:
     # Not into the log that is read: a console that polls would fill it with its own reading.
-    logger.info("admin read: path=%s key_id=%s", request.url.path, caller.key_id)
+    access_logger.info("admin read: path=%s key_id=%s", request.url.path, caller.key_id)
 
 
 def _writer(request: Request) -> AuditWriter:

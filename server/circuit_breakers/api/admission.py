@@ -186,10 +186,10 @@ class Admission:
         """Turns every further request away; those inside stay."""
         self._is_open = False
 
-    def end_all(self) -> None:
-        """Ends every request inside with a 503, or the error event of its stream."""
+    def end_all(self, error: ApiError) -> None:
+        """Ends every request inside with `error`, or the error event of its stream."""
         for ticket in list(self._inside):
-            ticket.end(shutting_down())
+            ticket.end(error)
 
     async def empty(self) -> None:
         """Returns when no request is inside."""

@@ -104,6 +104,7 @@ class _Batch:
             await self._fail(error, scope, receive, send)
             return
         await ticket_of(Request(scope)).start()
+        self._service.serving()  # while it waited, a canary may have failed
         is_read = False
 
         async def body() -> Message:
@@ -120,9 +121,11 @@ class _Batch:
 
     async def _abort(self) -> None:
         """Ends what a limit has cut off: vLLM ends its work only for a client that goes away."""
-        session = self._record.session
-        for request_id in session.request_ids if session else ():
-            await self._service.serving().guarded.abort(request_id)
+        session, serving = self._record.session, self._service.attached
+        if session is None or serving is None:
+            return
+        for request_id in session.request_ids:
+            await serving.guarded.abort(request_id)
 
     async def _fail(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         self._record.fail(error)

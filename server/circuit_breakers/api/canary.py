@@ -15,6 +15,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from circuit_breakers.api.errors import not_ready
 from circuit_breakers.api.service import Service
 from circuit_breakers.api.serving import Serving
 from circuit_breakers.artifact.manifest import Canary
@@ -35,15 +36,16 @@ _RETRY_S = 15.0
 
 
 async def run_canaries(service: Service, serving: Serving) -> None:
-    """Passes when every canary of the breaker gets the verdict that it is labelled with.
+    """Passes when every canary gets the verdict that it is labelled with, from each engine.
 
     Raises:
         NotReadyError: naming the first one that does not.
     """
     try:
         # One after the other, so that at most one stands in the way of a request.
-        for i, canary in enumerate(serving.guarded.breaker.manifest.canaries):
-            check_verdict(i, canary, await _judge(service, serving, i, canary))
+        for engine in range(serving.num_engines):
+            for i, canary in enumerate(serving.guarded.breaker.manifest.canaries):
+                check_verdict(i, canary, await _judge(service, serving, engine, i, canary))
     except NotReadyError:
         service.health_metrics.record_canaries(passed=False)
         raise
@@ -74,6 +76,8 @@ async def watch_canaries(service: Service, serving: Serving) -> None:
         except NotReadyError as e:
             logger.error("not ready: %s", e)
             service.failed_canary = str(e)
+            # Tokens of an engine whose guard is not what it was are nobody's to have.
+            service.admission.end_all(not_ready(str(e)))
         else:
             if failed:
                 logger.warning("ready again: every canary has its verdict")
@@ -102,7 +106,7 @@ def check_verdict(number: int, canary: Canary, report: GuardReport | None) -> No
 
 
 async def _judge(
-    service: Service, serving: Serving, number: int, canary: Canary
+    service: Service, serving: Serving, engine: int, number: int, canary: Canary
 ) -> GuardReport | None:
     """The guard's report on a canary.
 
@@ -124,6 +128,8 @@ async def _judge(
                 call = serving.parse("chat", request, max_choices=1)
                 # Scores of cached tokens are old ones, which a dead probe would still pass with.
                 call.request.cache_salt = secrets.token_hex(16)
+                if serving.num_engines > 1:
+                    call.ask_engine(engine)
                 await serving.start(call)
         except Exception as e:
             raise NotReadyError(

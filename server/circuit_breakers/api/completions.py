@@ -78,7 +78,7 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
             if endpoint == "moderation":
                 check_model(caller, serving.model_name)
                 max_inputs = service.settings.max_choices
-                work = _moderate(serving, data, served, max_inputs, ticket_of(request))
+                work = _moderate(service, data, served, max_inputs, ticket_of(request))
                 body = await _unless_gone(request, work)
                 record.complete(None)
                 return JSONResponse(body, headers={"X-Request-Id": record.request_id})
@@ -88,7 +88,7 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
             record.choices_per_prompt = call.shape.num_choices // call.num_prompts
             check_model(caller, call.shape.model)
             call.annotators = tuple(_annotators(call, asked, serving, service, request))
-            opening = _open(serving, call, session, served, ticket_of(request))
+            opening = _open(service, call, session, served, ticket_of(request))
             opened = await _unless_gone(request, opening)
     except ApiError as error:
         record.fail(error)
@@ -126,9 +126,10 @@ def _annotators(
 
 
 async def _moderate(
-    serving: Serving, data: dict[str, Any], served: ServedPolicy, max_inputs: int, ticket: Ticket
+    service: Service, data: dict[str, Any], served: ServedPolicy, max_inputs: int, ticket: Ticket
 ) -> dict[str, Any]:
     await ticket.start()
+    serving = service.serving()
     return await moderate(serving, data, served.policy, max_inputs=max_inputs)
 
 
@@ -148,7 +149,7 @@ class _OpenStream:
 
 
 async def _open(
-    serving: Serving, call: Call, session: GuardSession, served: ServedPolicy, ticket: Ticket
+    service: Service, call: Call, session: GuardSession, served: ServedPolicy, ticket: Ticket
 ) -> dict[str, Any] | _OpenStream:
     """A whole response, or a stream as soon as the verdict on every prompt is known.
 
@@ -156,6 +157,8 @@ async def _open(
         ApiError: 400 content_filter for a prompt that tripped, or what went wrong before an answer.
     """
     await ticket.start()
+    # While it waited, a canary may have failed.
+    serving = service.serving()
     try:
         result = await serving.start(call)
     except ApiError as error:

@@ -68,6 +68,10 @@ class Connection(HttpToolsProtocol):
         if self._num_framing > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.logger.warning("a head or framing over %d bytes was refused", MAX_HEAD_BYTES)
             self.transport.abort()
+        # Blank lines between two messages end uvicorn's timer and begin no message.
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self._move is None and not self.transport.is_closing():
+            self._expect_move()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -36,6 +36,7 @@ from circuit_breakers.api.preflight import (
     check_memory,
     memory_need,
 )
+from circuit_breakers.api.refusals import shutting_down
 from circuit_breakers.api.service import Service, reload_on_hangup
 from circuit_breakers.api.tracing import open_tracer
 from circuit_breakers.api.trail import open_trail
@@ -155,7 +156,7 @@ async def _drain(service: Service) -> None:
             await admission.empty()
     except TimeoutError:
         logger.warning("ending %d requests that outlast the shutdown", admission.num_inside)
-        admission.end_all()
+        admission.end_all(shutting_down())
 
 
 def _stop(stop: asyncio.Event) -> None:

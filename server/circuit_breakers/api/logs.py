@@ -1,7 +1,8 @@
 """Logging of the server's processes, as text or as one JSON object a line.
 
 The API process takes `configure_logging`; vLLM's logger, there and in the engine's processes, takes
-engine_logging.json, which leads back here. No record holds text of a prompt or an answer.
+engine_logging.json, which leads back here. No record of this package holds text of a prompt or an
+answer; a traceback has no message of another's exception, which may quote one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from circuit_breakers.api.request_summary import RequestSummary
+from circuit_breakers.errors import CircuitBreakersError
 from circuit_breakers.settings import ServeSettings
 
 __all__ = [
@@ -28,11 +31,26 @@ __all__ = [
 ENGINE_CONFIG = Path(__file__).with_name("engine_logging.json")
 """For VLLM_LOGGING_CONFIG_PATH."""
 _STDERR_FD = 2
+_MAX_CAUSES = 8
 
 access_logger = logging.getLogger("circuit_breakers.access")
 
 
-class TextFormatter(logging.Formatter):
+class _WordlessFormatter(logging.Formatter):
+    """Tracebacks without the messages of exceptions that are not ours."""
+
+    def formatException(self, ei: Any) -> str:
+        parts: list[str] = []
+        error: BaseException | None = ei[1]
+        while error is not None and len(parts) < _MAX_CAUSES:
+            said = f": {error}" if isinstance(error, CircuitBreakersError) else ""
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            parts.append(f"Traceback:\n{frames}{type(error).__name__}{said}")
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return "\nafter:\n".join(parts)
+
+
+class TextFormatter(_WordlessFormatter):
     """`LEVEL logger: message`, then the record's fields."""
 
     def __init__(self) -> None:
@@ -43,7 +61,7 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record) + fields
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_WordlessFormatter):
     """One object a line: time, level, logger, message, process, the record's fields, exception."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Service", "reload_on_hangup", "service_of"]
 
 
-_TRACE_HEADERS = ("traceparent", "tracestate")
-"""W3C Trace Context."""
+_TRACE_HEADERS = ("traceparent",)
+"""W3C Trace Context; a tracestate may hold any text of the caller's."""
 
 
 class Service:

@@ -111,6 +111,11 @@ class Call:
         """Numbers of the prompts that choices belong to."""
         return {choice // self.choices_per_prompt for choice in choices}
 
+    def ask_engine(self, number: int) -> None:
+        """Has that engine answer, where there are several; vLLM would take the least loaded one."""
+        header = (b"x-data-parallel-rank", str(number).encode())
+        self.blank_request = Request({"type": "http", "headers": [header]})
+
     def usage(self) -> Usage | None:
         """What was delivered; None before the response is complete."""
         if self.final_usage is not None:
@@ -143,6 +148,12 @@ class Serving:
         """The name that clients pass as moderation model."""
         name: str = self.guarded.breaker.manifest.name
         return name
+
+    @property
+    def num_engines(self) -> int:
+        """Whole engines behind this server, by data parallelism."""
+        number: int = self.guarded.vllm_config.parallel_config.data_parallel_size
+        return number
 
     @property
     def max_model_len(self) -> int:

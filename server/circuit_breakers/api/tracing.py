@@ -82,6 +82,7 @@ class RequestTracer:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         resource = Resource.create(
@@ -90,7 +91,10 @@ class RequestTracer:
                 "service.version": version("circuit-breakers"),
             }
         )
-        self._provider: TracerProvider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        # By default a caller's traceparent decides whether there is a span, of a trip too.
+        self._provider: TracerProvider = TracerProvider(
+            sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False
+        )
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
         self._tracer = self._provider.get_tracer("circuit_breakers", version("circuit-breakers"))
         self._propagator = TraceContextTextMapPropagator()

@@ -108,6 +108,8 @@ class GuardSession:
         self.num_leaked = 0
         """Tokens at or past a trip that reached this layer in enforce mode; must stay 0."""
         self._num_unscored_within = 0
+        self.num_scored_within = 0
+        """Tokens that were scored in sessions of its parts."""
         self.request_ids: list[str] = []
         """vLLM's, of the generate() calls made so far."""
 
@@ -246,6 +248,7 @@ class GuardSession:
         """Counts what must never happen in a session that a part of the request had of its own."""
         self.num_leaked += within.num_leaked
         self._num_unscored_within += within.num_unscored
+        self.num_scored_within += sum(report.num_scored for report in within.reports())
 
     def delivered(self) -> None:
         if self.first_delivery_s is None:

@@ -18,8 +18,8 @@ _HEAD = """\
 
 <!-- Written by `python -m circuit_breakers.metrics > docs/metrics.md`; do not edit. -->
 
-`GET /metrics` gives these series beside vLLM's own (`vllm:*`), in Prometheus' text format. With
-policies and keys it wants a key, unless the policy file says `metrics = "open"`. No label ever
+`GET /metrics` gives these series beside vLLM's own (`vllm:*`), in Prometheus' text format. It is
+open to everybody unless the policy file says `metrics = "key"`. No label ever
 holds a request, a user or a text.
 
 | series | type | labels | unit | meaning | while all is well |

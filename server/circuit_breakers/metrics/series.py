@@ -26,6 +26,7 @@ Refusal = Literal[
     "request_too_large",
     "body_timeout",
     "shutting_down",
+    "not_ready",
     "unauthenticated",
     "forbidden",
 ]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from circuit_breakers.api.admission import Admission, Limits
 from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.refusals import shutting_down
 from circuit_breakers.settings import ServeSettings
 
 FREE = Limits()
@@ -310,7 +311,7 @@ def test_a_closed_house_takes_nobody_and_can_be_emptied() -> None:
         assert late.headers == {"Retry-After": "5", "Connection": "close"}
         await crowd.finish("runs")
         assert crowd.ran == ["runs", "waits"]
-        crowd.admission.end_all()
+        crowd.admission.end_all(shutting_down())
         await asyncio.wait_for(crowd.admission.empty(), 5)
         await settle()
         assert crowd.error_of("waits").code == "shutting_down"

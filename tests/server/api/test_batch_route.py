@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import httpx
@@ -181,8 +182,12 @@ def test_what_runs_too_long_is_ended_in_the_engine_too(client: TestClient, app: 
     async def abort(request_id: str) -> None:
         aborted.append(request_id)
 
-    app.state.service.serving().guarded.abort = abort
+    service = app.state.service
+    service.serving().guarded.abort = abort
+    # What runs has to be ended all the same.
+    Timer(0.3, setattr, (service, "failed_canary", "canary 0 passed")).start()
     assert code_of(ask(client, "team", user="waits"), 504) == "request_timeout"
+    assert service.failed_canary
     assert aborted == ["r"]
     assert app.state.service.admission.num_inside == 0
     assert outcomes(app) == {"error": 1}

@@ -26,6 +26,7 @@ from circuit_breakers.guard.policy import Policy
 from circuit_breakers.settings import ServeSettings
 
 from ..policies.manifests import manifest
+from .scripted import scripted_server
 
 
 def canary(label: Literal["harmful", "benign"]) -> Canary:
@@ -67,9 +68,12 @@ def test_a_missing_score_fails_a_harmful_canary_too(seen: GuardReport | None) ->
 class ProbedServing:
     """Takes the part of `Serving`: scores a prompt of two tokens, and breaks off if told to."""
 
-    def __init__(self) -> None:
-        self.scores = {"harmful": 9.0, "benign": 0.0}
+    def __init__(self, *, fails: bool = False) -> None:
+        self.scores = {"harmful": 0.0 if fails else 9.0, "benign": 0.0}
         self.breaks = False
+        self.num_engines = 1
+        self.asked: list[int] = []
+        """Engines that a canary was sent to by number."""
         self.num_started = 0
         self.salts: set[str] = set()
         canaries = tuple(
@@ -83,7 +87,7 @@ class ProbedServing:
         self.guarded = SimpleNamespace(breaker=breaker, policy=policy, errored=False)
 
     def parse(self, endpoint: str, data: dict[str, Any], *, max_choices: int) -> Any:
-        return SimpleNamespace(request=SimpleNamespace(**data))
+        return SimpleNamespace(request=SimpleNamespace(**data), ask_engine=self.asked.append)
 
     async def start(self, call: Any) -> None:
         self.num_started += 1
@@ -177,6 +181,53 @@ def test_canaries_count_as_scored_tokens_and_as_nothing_else() -> None:
         assert not any(counts)
 
     run(test)
+
+
+def test_every_engine_has_its_canaries() -> None:
+    async def test(on: Watched) -> None:
+        await run_canaries(on.service, on.serving)
+        assert on.serving.asked == []
+        on.serving.num_engines = 2
+        await run_canaries(on.service, on.serving)
+        # vLLM would send all of them to the least loaded one, the first.
+        assert on.serving.asked == [0, 0, 1, 1]
+
+    run(test)
+
+
+def test_nothing_that_waits_or_runs_goes_on_once_a_canary_has_failed() -> None:
+    async def test() -> None:
+        async with scripted_server(max_concurrent_requests=1, canary_interval_s=0.05) as server:
+            running = asyncio.create_task(server.post(stream=True, num_events=600, pause_s=0.1))
+            waiting = asyncio.create_task(server.post())
+            async with asyncio.timeout(10):
+                while server.service.admission.num_inside < 2 or not server.serving.num_open:
+                    await asyncio.sleep(0.01)
+            async with watched(server.service, ProbedServing(fails=True)):
+                ended = await asyncio.wait_for(waiting, 10)
+                stream = await asyncio.wait_for(running, 10)
+            assert (ended.status_code, ended.json()["error"]["code"]) == (503, "not_ready")
+            assert '"code":"not_ready"' in stream.text and "[DONE]" not in stream.text
+            assert server.serving.num_started == 1
+            await server.nothing_left()
+
+    asyncio.run(test())
+
+
+def test_a_canary_that_fails_while_a_request_waits_is_noticed_before_the_engine() -> None:
+    async def test() -> None:
+        async with scripted_server(max_concurrent_requests=1) as server:
+            first = asyncio.create_task(server.post(num_events=1, pause_s=0.3))
+            waiting = asyncio.create_task(server.post())
+            async with asyncio.timeout(10):
+                while server.service.admission.num_inside < 2 or not server.serving.num_open:
+                    await asyncio.sleep(0.01)
+            server.service.failed_canary = "canary 0 passed"
+            assert (await first).status_code == 200
+            assert (await waiting).status_code == 503
+            assert server.serving.num_started == 1
+
+    asyncio.run(test())
 
 
 def test_interval_0_runs_them_at_the_start_only() -> None:

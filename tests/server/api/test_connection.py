@@ -154,6 +154,23 @@ def test_a_client_that_takes_nothing_is_cut_off() -> None:
     run(test())
 
 
+def test_blank_lines_keep_no_connection() -> None:
+    async def test() -> None:
+        async with scripted_server(body_timeout_s=0.3) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(GET + b"\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.2)
+            # uvicorn's own timer ends with any byte.
+            writer.write(b"\r\n")
+            async with asyncio.timeout(10):
+                with suppress(ConnectionError):
+                    await reader.read()
+            writer.close()
+
+    run(test())
+
+
 def test_an_idle_connection_outlives_those_of_load_balancers() -> None:
     """AWS's ALB and nginx keep one for 60 s; whoever ends it first must be the client."""
 

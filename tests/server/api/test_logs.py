@@ -11,6 +11,7 @@ from typing import Any
 
 from circuit_breakers.api.logs import ENGINE_CONFIG, JsonFormatter, TextFormatter, log_request
 from circuit_breakers.api.request_summary import RequestSummary
+from circuit_breakers.errors import ConfigError
 
 SUMMARY = RequestSummary(
     request_id="req-1",
@@ -42,7 +43,21 @@ def test_a_record_is_one_line_of_json_whatever_it_says() -> None:
     assert entry["message"] == 'a "quoted"\né'
     assert (entry["level"], entry["logger"]) == ("warning", "circuit_breakers.x")
     assert entry["time"].endswith("+00:00")
-    assert entry["exception"].endswith("ValueError: line one\nline two")
+    assert entry["exception"].endswith("ValueError")
+
+
+def test_a_traceback_has_frames_and_our_words_and_nobody_elses() -> None:
+    try:
+        try:
+            compile("terces"[::-1] + "(", "<answer>", "eval")  # its message quotes the line
+        except SyntaxError as e:
+            raise ConfigError("got 1, expected 2") from e
+    except ConfigError:
+        made = record("broke", exc_info=sys.exc_info())
+    for said in (JsonFormatter().format(made), TextFormatter().format(made)):
+        assert "secret" not in said
+        assert "ConfigError: got 1, expected 2" in said
+        assert "SyntaxError" in said and "test_logs.py" in said
 
 
 def test_fields_stand_beside_the_message_in_json_and_behind_it_in_text() -> None:

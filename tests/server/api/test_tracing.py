@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,20 @@ def test_without_opentelemetry_the_start_is_refused_with_the_cure(
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigError, match=r"pip install 'circuit-breakers\[otel\]'"):
         open_tracer(ServeSettings(otlp_endpoint="http://localhost:4318"))
+
+
+def test_a_caller_cannot_switch_its_span_off() -> None:
+    from .otlp_collector import collector
+
+    for flags in ("00", "01"):
+        with collector() as kept:
+            tracer = open_tracer(ServeSettings(otlp_endpoint=kept.url))
+            assert tracer is not None
+            parent = f"00-{'a' * 32}-{'b' * 16}-{flags}"
+            tracer.record(replace(SUMMARY, trace_headers={"traceparent": parent}))
+            tracer.close()
+            (span,) = kept.spans
+            assert span.parent_id == "b" * 16
 
 
 def test_the_path_of_traces_is_added_once_and_a_broken_parent_is_no_parent() -> None:

@@ -18,7 +18,7 @@ def test_load_is_read_at_scrape_and_refusals_start_at_zero() -> None:
     assert registry.get_sample_value("circuit_breakers_waiting_requests") == 5
     text = generate_latest(registry).decode()
     refused = [x for x in text.splitlines() if x.startswith("circuit_breakers_refused_requests_t")]
-    assert len(refused) == 9  # the reasons that Refusal lists
+    assert len(refused) == 10  # the reasons that Refusal lists
     assert all(line.endswith(" 0.0") for line in refused)
     metrics.record_refusal("queue_full")
     labels = {"reason": "queue_full"}

@@ -9,7 +9,10 @@ from circuit_breakers_training.data.plan import (
     plan_sampled,
     plan_written,
 )
+from circuit_breakers_training.data.prompt_lists import twin_pairs
 from circuit_breakers_training.data.split import DEFAULT_FRACTIONS
+
+TWINS = {pair.benign for pair in twin_pairs()}
 
 
 def test_no_group_is_in_two_splits() -> None:
@@ -125,13 +128,17 @@ def test_a_half_of_the_twins_is_reworded_as_harmful_prompts_are() -> None:
     rows = plan_rows(plan_written(0), seed=0, harmful_samples=3)
     counts = Counter(row.source for row in rows)
     # Standard error of a share of 614 fair draws: 0.02.
-    assert abs(counts["twin_reworded"] / counts["twin"] - 0.5) < 0.08
+    assert abs(counts["twin_reworded"] / 614 - 0.5) < 0.08
+    asked = Counter((r.split, r.request) for r in rows if r.label == "benign")
+    # Calibration and test count each conversation as one of its own; messages before it may differ.
+    twice = {split for (split, request), n in asked.items() if n > 1 and request in TWINS}
+    assert twice == {"train", "selection"}
     for row in rows:
         if row.original is not None:
             assert row.prompt != row.original
             assert not row.prefill
     # Groups were made from the first words: a reworded prompt stays with its twin.
-    homes = {row.request: (row.group, row.split) for row in rows if row.original is None}
+    homes = {row.prompt: (row.group, row.split) for row in plan_written(0)}
     assert all(homes[row.request] == (row.group, row.split) for row in rows)
 
 

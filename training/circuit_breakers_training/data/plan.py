@@ -173,7 +173,8 @@ def plan_rows(rows: Iterable[Planned], *, seed: int, harmful_samples: int) -> li
     The first text of a harmful prompt is prefilled: a model that would refuse answers then. Further
     ones are asked for as the prompt stands, and in other words, in turns: `harmful_samples` in all
     in train; elsewhere one of both. Benign prompts are prefilled by half, and a half of the twins
-    appears in other words, too.
+    appears in other words: in calibration and test instead, where each conversation counts as one
+    of its own.
     """
     planned = []
     for row in rows:
@@ -183,11 +184,13 @@ def plan_rows(rows: Iterable[Planned], *, seed: int, harmful_samples: int) -> li
             planned.append(replace(row, prefill=first_words))
             planned += _unprefilled(row, seed, harmful_samples - 1)
             continue
-        half = _draw(seed, "half", row.prompt) % 2
-        planned.append(replace(row, prefill=first_words) if half else row)
         other = _draw(seed, "reword", row.prompt)
-        if harmful_samples > 1 and row.source in REWORDED_SOURCES and other % 2:
+        is_reworded = harmful_samples > 1 and row.source in REWORDED_SOURCES and other % 2
+        if is_reworded:
             planned.append(_reworded(row, other // 2))
+        if not is_reworded or row.split in ("train", "selection"):
+            half = _draw(seed, "half", row.prompt) % 2
+            planned.append(replace(row, prefill=first_words) if half else row)
     return planned
 
 

@@ -3,8 +3,9 @@
 variants ─ train ─ merge ─ the adapted model writes ─ judges ─ one row each
                   the base model writes, once ─────────┘
 
-Adapters alone are compared, without a probe: it reads what the adapter leaves, and its own quality
-is in each breaker's report.
+It explains and does not choose: the requests are those of the test split, so that a recipe picked
+by its rows would have seen them. Adapters alone are compared, without a probe: it reads what the
+adapter leaves, and its own quality is in each breaker's report.
 """
 
 from __future__ import annotations
