@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -81,6 +82,19 @@ UNGUARDED: dict[str, dict[str, Any]] = {
     "/v1/responses": {"id": "x", "object": "response", "status": "completed", "output": []},
 }
 """What an OpenAI-compatible server without a guard answers, by path."""
+_PATH = "/v1/chat/completions"
+_RESPONSE = UNGUARDED["/v1/responses"]
+KEPT = {
+    "/v1/responses/kept": _RESPONSE,
+    "/v1/responses/kept/cancel": _RESPONSE,
+    "/v1/responses/compact": _RESPONSE,
+    f"{_PATH}/kept": UNGUARDED[_PATH],
+}
+"""What it made before."""
+_LIST: dict[str, Any] = {"object": "list", "data": [], "model": "m"}
+_JSON = "application/json"
+LABELS = {"labelled-stream": "text/event-stream; charset=utf-8", "labelled-text": "text/plain"}
+"""Models whose JSON says that it is something else."""
 _CHUNK = _CHAT | {
     "object": "chat.completion.chunk",
     "choices": [_SAYS | {"delta": {"content": "hi"}}],
@@ -94,28 +108,39 @@ class _WithoutGuard(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
-        self._answer(404, {"error": {"message": "Not Found"}})
+        kept = {"/v1/models": _LIST, "/elsewhere": UNGUARDED[_PATH]} | KEPT
+        if self.path in kept:
+            self._answer(200, kept[self.path])
+        else:
+            self._answer(404, {"error": {"message": "Not Found"}})
 
     def do_POST(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path not in UNGUARDED:
-            self._answer(200, {"object": "list", "data": [], "model": "m"})
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+        path = urlsplit(self.path).path
+        if path.startswith("/v1/moved/"):
+            self._send(int(path.split("/")[3]), b"", _JSON, Location="/elsewhere")
+        elif path == "/elsewhere":
+            self._answer(200, UNGUARDED[_PATH])
+        elif path not in UNGUARDED:
+            self._answer(200, KEPT.get(path, _LIST))
         elif not asked.get("stream"):
-            kind = "text/plain" if asked["model"] == "says-text" else "application/json"
-            self._answer(200, UNGUARDED[self.path], kind)
+            if asked["model"] == "says-text":
+                self._send(200, b"hi", "text/plain")
+            else:
+                self._answer(200, UNGUARDED[path], LABELS.get(asked["model"], _JSON))
         else:
             ending = "data: [DONE]\n\n" if asked["model"] == "says-done" else ""
             body = f"data: {json.dumps(_CHUNK)}\n\n" * (not ending) + ending
             self._send(200, body.encode(), "text/event-stream")
 
-    def _answer(self, status: int, body: Any, kind: str = "application/json") -> None:
-        text = "hi" if kind == "text/plain" else json.dumps(body)
-        self._send(status, text.encode(), kind)
+    def _answer(self, status: int, body: Any, kind: str = _JSON) -> None:
+        self._send(status, json.dumps(body).encode(), kind)
 
-    def _send(self, status: int, body: bytes, kind: str) -> None:
+    def _send(self, status: int, body: bytes, kind: str, **headers: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        for name, value in {"Content-Type": kind, **headers}.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -6,6 +6,7 @@ responses                       `guard` on the response, in a stream on the last
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, NamedTuple
 
 import openai
@@ -13,18 +14,23 @@ import openai
 from circuit_breakers_client.errors import TrippedError, UnguardedError
 from circuit_breakers_client.report import GuardReport, field_of, parse_report, worst
 
-__all__ = ["OnTrip", "Rules", "StreamWatch", "guard_in", "is_guarded_path"]
+__all__ = ["OnTrip", "Rules", "StreamWatch", "guard_in", "is_guarded"]
 
 OnTrip = Literal["return", "raise"]
 """A stopped answer is returned as openai's clients return it, or raised as TrippedError."""
 
 _LAST_EVENTS = ("response.completed", "response.incomplete")
+_GUARDED_PATH = re.compile(
+    r"/(completions|responses)(/(?!(input_tokens|render)/*$)[^/]+(/cancel)?)?/*$"
+)
+"""What is made, kept, cancelled or compacted; input_tokens counts, and render makes token ids."""
 _NO_CHOICE = -1
 
 
-def is_guarded_path(path: str) -> bool:
-    """Whether a POST to it generates text."""
-    return path.rstrip("/").endswith(("/completions", "/responses"))
+def is_guarded(method: str, path: str) -> bool:
+    """Whether a request makes the model's text, or gives out text that was made."""
+    place = re.split(r"[?#]", path, maxsplit=1)[0]
+    return method.upper() in ("GET", "POST") and _GUARDED_PATH.search(place) is not None
 
 
 def guard_in(answer: object) -> GuardReport | None:

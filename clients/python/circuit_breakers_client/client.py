@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import openai
 
-from circuit_breakers_client.answers import OnTrip, Rules, is_guarded_path
+from circuit_breakers_client.answers import OnTrip, Rules, is_guarded
 from circuit_breakers_client.breaker import AsyncBreakerResource, BreakerResource
 from circuit_breakers_client.openai_hooks import ParsingHook
 from circuit_breakers_client.streams import (
@@ -66,8 +66,8 @@ class CircuitBreakers(ParsingHook, openai.OpenAI):
         self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None
     ) -> Any:
         """Sends one request; everything that openai's methods ask goes through here."""
-        is_guarded = _is_guarded(options)
-        if is_guarded and stream:
+        generates = is_guarded(options.method, options.url)
+        if generates and stream:
             if self._rules.require_guard and not self._has_breaker:
                 self.breaker.retrieve()
                 self._has_breaker = True
@@ -77,7 +77,7 @@ class CircuitBreakers(ParsingHook, openai.OpenAI):
         except openai.BadRequestError as error:
             self._rules.check_error(error)
             raise
-        return _not_text(answer, self._rules) if is_guarded else answer
+        return _not_text(answer, self._rules) if generates else answer
 
 
 class AsyncCircuitBreakers(ParsingHook, openai.AsyncOpenAI):
@@ -107,8 +107,8 @@ class AsyncCircuitBreakers(ParsingHook, openai.AsyncOpenAI):
         self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None
     ) -> Any:
         """Sends one request; everything that openai's methods ask goes through here."""
-        is_guarded = _is_guarded(options)
-        if is_guarded and stream:
+        generates = is_guarded(options.method, options.url)
+        if generates and stream:
             if self._rules.require_guard and not self._has_breaker:
                 await self.breaker.retrieve()
                 self._has_breaker = True
@@ -118,7 +118,7 @@ class AsyncCircuitBreakers(ParsingHook, openai.AsyncOpenAI):
         except openai.BadRequestError as error:
             self._rules.check_error(error)
             raise
-        return _not_text(answer, self._rules) if is_guarded else answer
+        return _not_text(answer, self._rules) if generates else answer
 
 
 Client = TypeVar("Client", bound=CircuitBreakers | AsyncCircuitBreakers)
@@ -144,10 +144,6 @@ def _adopt(old: Client, new: Client, on_trip: OnTrip | None, require_guard: bool
     )
     new._has_breaker = old._has_breaker and new.base_url == old.base_url
     return new
-
-
-def _is_guarded(options: Any) -> bool:
-    return options.method.lower() == "post" and is_guarded_path(cast(str, options.url))
 
 
 def _not_text(answer: Any, rules: Rules) -> Any:

@@ -15,11 +15,12 @@ from typing import Any
 
 import openai
 
-from circuit_breakers_client.answers import Rules, is_guarded_path
+from circuit_breakers_client.answers import Rules, is_guarded
 
-__all__ = ["ParsingHook", "raw_stream"]
+__all__ = ["ParsingHook", "leave_to_stream", "raw_stream"]
 
 _HOOK = "_process_response_data"
+_IS_WATCHED = "circuit_breakers_stream"
 if not all(hasattr(client, _HOOK) for client in (openai.OpenAI, openai.AsyncOpenAI)):
     # Without it, answers would go unchecked in silence.
     raise ImportError(
@@ -34,13 +35,19 @@ class ParsingHook:
     _rules: Rules
 
     def _process_response_data(self, *, data: object, cast_to: type[Any], response: Any) -> Any:
-        is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
-        request = response.request
-        if not is_stream and request.method == "POST" and is_guarded_path(request.url.path):
+        # The server has a say in neither: a stream is what one of this package's streams reads, and
+        # a redirect may change method and path.
+        asked = (response.history or [response])[0].request
+        if _IS_WATCHED not in response.extensions and is_guarded(asked.method, asked.url.path):
             self._rules.check_whole(data)
         return super()._process_response_data(  # type: ignore[misc]
             data=data, cast_to=cast_to, response=response
         )
+
+
+def leave_to_stream(response: Any) -> None:
+    """What is parsed of it are chunks, each of which the stream that reads it checks."""
+    response.extensions[_IS_WATCHED] = True
 
 
 def raw_stream(helper: object) -> object:

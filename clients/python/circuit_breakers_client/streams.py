@@ -7,6 +7,7 @@ from typing import Any, Generic, Self, TypeVar, get_args
 import openai
 
 from circuit_breakers_client.answers import Rules, StreamWatch
+from circuit_breakers_client.openai_hooks import leave_to_stream
 from circuit_breakers_client.report import GuardReport
 
 __all__ = ["AsyncGuardedStream", "GuardedStream", "guarded_stream_class"]
@@ -19,6 +20,7 @@ class GuardedStream(openai.Stream[T], Generic[T]):
 
     def __init__(self, *, client: Any, **arguments: Any) -> None:
         super().__init__(client=client, **arguments)
+        leave_to_stream(self.response)
         rules: Rules = client._rules
         self._watch = StreamWatch(rules)
 
@@ -51,6 +53,7 @@ class AsyncGuardedStream(openai.AsyncStream[T], Generic[T]):
 
     def __init__(self, *, client: Any, **arguments: Any) -> None:
         super().__init__(client=client, **arguments)
+        leave_to_stream(self.response)
         rules: Rules = client._rules
         self._watch = StreamWatch(rules)
 

@@ -14,7 +14,7 @@ from circuit_breakers_client import (
     guard_of,
 )
 
-from ..conftest import Unguarded
+from ..conftest import LABELS, Unguarded
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -23,11 +23,48 @@ def client_of(server: Unguarded, **arguments: Any) -> CircuitBreakers:
     return CircuitBreakers(base_url=server.url, api_key="none", max_retries=0, **arguments)
 
 
-@pytest.mark.parametrize("model", ["m", "says-text"])
+@pytest.mark.parametrize("model", ["m", "says-text", *LABELS])
 def test_no_answer_gets_through(unguarded: Unguarded, model: str) -> None:
     client = client_of(unguarded)
     with pytest.raises(UnguardedError):
         client.chat.completions.create(**CHAT | {"model": model})
+    with pytest.raises(UnguardedError):
+        client.post("/chat/completions?x=1", cast_to=object, body=CHAT | {"model": model})
+    client.close()
+
+
+@pytest.mark.parametrize("model", LABELS)
+def test_nor_does_one_that_is_parsed_later(unguarded: Unguarded, model: str) -> None:
+    client = client_of(unguarded)
+    raw = client.responses.with_raw_response.create(model=model, input="hi")
+    with pytest.raises(UnguardedError):
+        raw.parse()
+    client.close()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_nor_does_one_from_elsewhere(unguarded: Unguarded, status: int) -> None:
+    client = client_of(unguarded)
+    client = client.with_options(base_url=f"{unguarded.url}/moved/{status}")
+    with pytest.raises(UnguardedError):
+        client.chat.completions.create(**CHAT)
+    assert unguarded.asked[-1] == "/elsewhere"
+    client.close()
+
+
+def test_nor_does_one_that_was_kept(unguarded: Unguarded) -> None:
+    client = client_of(unguarded)
+    for ask in (
+        lambda: client.responses.retrieve("kept"),
+        lambda: client.responses.cancel("kept"),
+        lambda: client.responses.compact(model="m"),
+        lambda: client.chat.completions.retrieve("kept"),
+    ):
+        with pytest.raises(UnguardedError):
+            ask()
+    # A kept one can be streamed too.
+    with pytest.raises(UnguardedError, match="HTTP 404 on /v1/breaker"):
+        client.responses.retrieve("kept", stream=True)
     client.close()
 
 
@@ -75,6 +112,9 @@ def test_the_breaker_is_looked_for(unguarded: Unguarded) -> None:
 def test_what_is_not_generated_passes(unguarded: Unguarded) -> None:
     client = client_of(unguarded)
     assert client.embeddings.create(model="m", input="hi", encoding_format="float").data == []
+    assert client.moderations.create(model="m", input="hi").model == "m"
+    assert client.responses.input_tokens.count(model="m", input="hi") is not None
+    assert client.models.list().data == []
     client.close()
 
 
