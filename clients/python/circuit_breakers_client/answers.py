@@ -24,6 +24,7 @@ _GUARDED_PATH = re.compile(
     r"/(completions|responses)(/(?!(input_tokens|render)/*$)[^/]+(/cancel)?)?/*$"
 )
 """What is made, kept, cancelled or compacted; input_tokens counts, and render makes token ids."""
+_OTHER_TEXT = ("reasoning", "reasoning_content", "refusal", "tool_calls", "function_call")
 _NO_CHOICE = -1
 
 
@@ -106,10 +107,14 @@ class StreamWatch:
             self._say(0, field_of(item, "delta"))
         elif kind in _LAST_EVENTS:
             self._end(0, field_of(item, "response"))
+        elif isinstance(kind, str):
+            self._pass(0, field_of(item, "delta"), field_of(item, "text"))
         for choice in field_of(item, "choices") or ():
             index = field_of(choice, "index") or 0
+            delta = field_of(choice, "delta")
             self._say(index, field_of(choice, "text"))
-            self._say(index, field_of(field_of(choice, "delta"), "content"))
+            self._say(index, field_of(delta, "content"))
+            self._pass(index, *(field_of(delta, name) for name in _OTHER_TEXT))
             if field_of(choice, "finish_reason") is not None:
                 self._end(index, choice)
 
@@ -136,9 +141,15 @@ class StreamWatch:
             self._rules.miss("a stream that ended without one")
 
     def _say(self, index: int, text: Any) -> None:
+        self._pass(index, text)
         # Annotations of a choice may follow its end.
         if index not in self._reports:
             self._text.setdefault(index, []).append(text or "")
+
+    def _pass(self, index: int, *said: object) -> None:
+        # No report speaks for what comes after it.
+        if index in self._reports and any(said):
+            self._rules.miss("text after its report")
 
     def _end(self, index: int, ended: object) -> None:
         text = "".join(self._text.pop(index, ()))

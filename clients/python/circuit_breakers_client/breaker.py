@@ -13,7 +13,7 @@ from typing import Any, Literal
 import openai
 
 from circuit_breakers_client.errors import UnguardedError
-from circuit_breakers_client.report import Mode, Phase
+from circuit_breakers_client.report import Mode, Phase, field_of
 
 __all__ = [
     "AsyncBreakerResource",
@@ -134,10 +134,10 @@ class BreakerResource:
         """The breaker that is live.
 
         Raises:
-            UnguardedError: the server knows of none.
+            UnguardedError: the server knows of none, or answers something else.
         """
         try:
-            return self._client.get("/breaker", cast_to=Breaker)
+            return _checked(self._client.get("/breaker", cast_to=Breaker))
         except openai.NotFoundError as error:
             raise _no_breaker(error) from error
 
@@ -213,10 +213,10 @@ class AsyncBreakerResource:
         """The breaker that is live.
 
         Raises:
-            UnguardedError: the server knows of none.
+            UnguardedError: the server knows of none, or answers something else.
         """
         try:
-            return await self._client.get("/breaker", cast_to=Breaker)
+            return _checked(await self._client.get("/breaker", cast_to=Breaker))
         except openai.NotFoundError as error:
             raise _no_breaker(error) from error
 
@@ -270,6 +270,18 @@ class AsyncBreakerResource:
 
 def _no_breaker(error: openai.NotFoundError) -> UnguardedError:
     return UnguardedError(f"HTTP 404 on {error.request.url.path}: no breaker")
+
+
+def _checked(answer: object) -> Breaker:
+    """An answer that names a breaker; a catch-all route may say 200 to anything."""
+    # openai's models are not validated, and what is no JSON is given out as text.
+    if (
+        not isinstance(answer, Breaker)
+        or field_of(answer, "object") != "breaker"
+        or not isinstance(field_of(answer, "digest"), str)
+    ):
+        raise UnguardedError("something else than a breaker on /breaker")
+    return answer
 
 
 def _trip_query(

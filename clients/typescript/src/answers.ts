@@ -14,9 +14,13 @@ export type OnTrip = 'return' | 'raise';
 
 const NO_CHOICE = -1;
 
-/** Whether a POST to it generates text. */
-export function isGuardedPath(path: string): boolean {
-  return /\/(completions|responses)\/*$/.test(path);
+/** What is made, kept, cancelled or compacted; input_tokens counts, and render makes token ids. */
+const GUARDED_PATH = /\/(completions|responses)(\/(?!(input_tokens|render)\/*$)[^/]+(\/cancel)?)?\/*$/;
+const OTHER_TEXT = ['reasoning', 'reasoning_content', 'refusal', 'tool_calls', 'function_call'];
+
+/** Whether a request makes the model's text, or gives out text that was made. */
+export function isGuarded(method: string, path: string): boolean {
+  return /^(get|post)$/i.test(method) && GUARDED_PATH.test(path.replace(/[?#].*/s, ''));
 }
 
 /** What a client does with what it finds. */
@@ -71,13 +75,15 @@ export class StreamWatch {
     const event = asObject(item);
     const type = event?.['type'];
     if (type === 'response.output_text.delta') this.#say(0, event?.['delta']);
-    if (type === 'response.completed' || type === 'response.incomplete') {
+    else if (type === 'response.completed' || type === 'response.incomplete') {
       this.#end(0, event?.['response']);
-    }
+    } else if (typeof type === 'string') this.#pass(0, event?.['delta'], event?.['text']);
     for (const one of listOf(event?.['choices'])) {
       const choice = asObject(one);
       const index = typeof choice?.['index'] === 'number' ? choice['index'] : 0;
-      this.#say(index, choice?.['text'] ?? asObject(choice?.['delta'])?.['content']);
+      const delta = asObject(choice?.['delta']);
+      this.#say(index, choice?.['text'] ?? delta?.['content']);
+      this.#pass(index, ...OTHER_TEXT.map((name) => delta?.[name]));
       if (choice?.['finish_reason'] != null) this.#end(index, choice);
     }
   }
@@ -98,11 +104,18 @@ export class StreamWatch {
   }
 
   #say(index: number, text: unknown): void {
+    this.#pass(index, text);
     // Annotations of a choice may follow its end.
     if (this.#reports.has(index)) return;
     const said = this.#text.get(index) ?? [];
     if (typeof text === 'string') said.push(text);
     this.#text.set(index, said);
+  }
+
+  #pass(index: number, ...said: unknown[]): void {
+    // No report speaks for what comes after it.
+    const isSaid = said.some((one) => (Array.isArray(one) ? one.length > 0 : Boolean(one)));
+    if (isSaid && this.#reports.has(index)) this.rules.miss('text after its report');
   }
 
   #end(index: number, ended: unknown): void {

@@ -2,7 +2,7 @@
 
 import { NotFoundError, type OpenAI } from 'openai';
 import { UnguardedError } from './errors.js';
-import type { Mode, Phase } from './report.js';
+import { type Mode, type Phase, asObject } from './report.js';
 
 /** How requests are judged under one policy. */
 export interface PolicyState {
@@ -127,14 +127,21 @@ export class BreakerResource {
     this.#client = client;
   }
 
-  /** The breaker that is live; throws UnguardedError where the server knows of none. */
+  /** The breaker that is live; throws UnguardedError where the server names none. */
   async retrieve(): Promise<Breaker> {
+    let answer: unknown;
     try {
-      return await this.#client.get<Breaker>('/breaker');
+      answer = await this.#client.get<unknown>('/breaker');
     } catch (error) {
       if (!(error instanceof NotFoundError)) throw error;
       throw new UnguardedError('HTTP 404 on /breaker: no breaker');
     }
+    // A catch-all route may say 200 to anything.
+    const body = asObject(answer);
+    if (body?.['object'] !== 'breaker' || typeof body['digest'] !== 'string') {
+      throw new UnguardedError('something else than a breaker on /breaker');
+    }
+    return answer as Breaker;
   }
 
   /** Every trip that fits, the newest first, page by page as they are asked for. */

@@ -8,7 +8,7 @@
 
 import { APIError, type APIPromise, type ClientOptions, OpenAI } from 'openai';
 import { Stream } from 'openai/core/streaming';
-import { type OnTrip, Rules, isGuardedPath } from './answers.js';
+import { type OnTrip, Rules, isGuarded } from './answers.js';
 import { BreakerResource } from './breaker.js';
 import { TrippedError } from './errors.js';
 import { type GuardReport, guardIn } from './report.js';
@@ -84,7 +84,8 @@ export class CircuitBreakers extends OpenAI {
 
   async #prepared(options: RequestOptions): Promise<RequestOptions> {
     const { requireGuard } = this.#rules;
-    if (isGuarded(options) && options.stream && requireGuard && !this.#hasBreaker) {
+    const begins = isGuarded(options.method, options.path) && options.stream;
+    if (begins && requireGuard && !this.#hasBreaker) {
       await this.breaker.retrieve();
       this.#hasBreaker = true;
     }
@@ -92,7 +93,7 @@ export class CircuitBreakers extends OpenAI {
   }
 
   #checked<Answer>(answer: Answer, options: RequestOptions): Answer {
-    if (!isGuarded(options) || answer instanceof Response) return answer;
+    if (!isGuarded(options.method, options.path) || answer instanceof Response) return answer;
     if (answer instanceof Stream) return new GuardedStream(answer, this.#rules) as Answer;
     this.#rules.checkWhole(answer);
     return answer;
@@ -108,10 +109,6 @@ export function guardOf(source: unknown): GuardReport | null {
   if (source instanceof GuardedStream) return source.guard;
   if (source instanceof APIError) return guardIn({ error: source.error });
   return guardIn(source);
-}
-
-function isGuarded(options: RequestOptions): boolean {
-  return options.method === 'post' && isGuardedPath(options.path);
 }
 
 function environment(name: string): string | undefined {

@@ -35,8 +35,14 @@ export interface Unguarded {
   close(): Promise<void>;
 }
 
+/** What a made-up server says: to GET /v1/breaker, and event by event to who asks for a stream. */
+export interface Says {
+  breaker?: string;
+  events?: unknown[];
+}
+
 /** Answers as a server does that knows nothing of a breaker: 404 on /v1/breaker. */
-export async function startUnguarded(): Promise<Unguarded> {
+export async function startUnguarded(says: Says = {}): Promise<Unguarded> {
   const asked: string[] = [];
   const choice = { index: 0, finish_reason: 'stop', logprobs: null };
   const server: Server = createServer((request, response) => {
@@ -46,16 +52,28 @@ export async function startUnguarded(): Promise<Unguarded> {
     request.on('end', () => {
       const answer = (status: number, type: string, text: string) =>
         response.writeHead(status, { 'Content-Type': type }).end(text);
-      if (request.method === 'GET') return answer(404, 'application/json', '{"error":{}}');
-      const { stream, model } = JSON.parse(body);
+      const message = { role: 'assistant', content: 'hi' };
+      const whole = { id: 'x', output: [], data: [], choices: [{ ...choice, message }] };
+      if (request.method === 'GET') {
+        if (request.url === '/v1/breaker' && says.breaker !== undefined) {
+          return answer(200, says.breaker.startsWith('<') ? 'text/html' : 'application/json', says.breaker);
+        }
+        if (request.url?.endsWith('/kept') || request.url === '/elsewhere') {
+          return answer(200, 'application/json', JSON.stringify(whole));
+        }
+        return answer(404, 'application/json', '{"error":{}}');
+      }
+      const { stream, model } = JSON.parse(body || '{}');
+      if (model === 'moved') return response.writeHead(303, { Location: '/elsewhere' }).end();
+      if (model === 'labelled-stream') return answer(200, 'text/event-stream', JSON.stringify(whole));
+      if (model === 'labelled-text') return answer(200, 'text/plain', JSON.stringify(whole));
       if (model === 'says-text') return answer(200, 'text/plain', 'hi');
       if (model === 'says-done') return answer(200, 'text/event-stream', 'data: [DONE]\n\n');
       if (stream) {
         const chunk = { id: 'x', choices: [{ ...choice, delta: { content: 'hi' } }] };
-        return answer(200, 'text/event-stream', `data: ${JSON.stringify(chunk)}\n\n`);
+        const sent = (says.events ?? [chunk]).map((event) => `data: ${JSON.stringify(event)}\n\n`);
+        return answer(200, 'text/event-stream', sent.join(''));
       }
-      const message = { role: 'assistant', content: 'hi' };
-      const whole = { id: 'x', output: [], data: [], choices: [{ ...choice, message }] };
       return answer(200, 'application/json', JSON.stringify(whole));
     });
   });

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from circuit_breakers_client import (
@@ -100,6 +103,106 @@ def test_a_stream_without_a_report_ends_in_an_error(unguarded: Unguarded, model:
     with pytest.raises(UnguardedError):
         list(client.chat.completions.create(**CHAT | {"model": model}, stream=True))
     client.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<html>welcome</html>",
+        "null",
+        "[]",
+        "{}",
+        '{"object": "breaker"}',
+        '{"object": "breaker", "digest": null}',
+        '{"object": "list", "digest": "d"}',
+    ],
+)
+def test_no_stream_is_begun_where_anything_is_found(answer: str) -> None:
+    """As where a web page, or a gateway, says 200 to every path."""
+    asked: list[str] = []
+    label = "text/html" if answer.startswith("<") else "application/json"
+
+    def found(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, text=answer, headers={"Content-Type": label})
+
+    with client_on(found) as client:
+        for ask in (
+            client.breaker.retrieve,
+            lambda: client.chat.completions.create(**CHAT, stream=True),
+        ):
+            with pytest.raises(UnguardedError, match="something else than a breaker"):
+                ask()
+    assert set(asked) == {"/v1/breaker"}
+
+
+GUARD = {"breaker": "b", "policy": "p", "mode": "enforce", "tripped": False}
+
+
+def choice(delta: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "finish_reason": None, "delta": delta} | fields]}
+
+
+ENDED = choice({"content": "hi"}, finish_reason="stop", guard=GUARD)
+RESPONSE_ENDED = {"type": "response.completed", "response": {"id": "x", "guard": GUARD}}
+
+
+@pytest.mark.parametrize(
+    ("path", "events"),
+    [
+        ("chat", [ENDED, choice({"content": "more"})]),
+        ("chat", [ENDED, choice({"content": "more"}, finish_reason="stop", guard=GUARD)]),
+        ("chat", [ENDED, choice({"reasoning": "more"})]),
+        ("chat", [ENDED, choice({"tool_calls": [{"index": 0, "function": {"name": "more"}}]})]),
+        ("completions", [choice({}, text="hi", finish_reason="stop", guard=GUARD)] * 2),
+        ("responses", [RESPONSE_ENDED, {"type": "response.output_text.delta", "delta": "more"}]),
+        ("responses", [RESPONSE_ENDED, {"type": "response.refusal.delta", "delta": "more"}]),
+    ],
+)
+def test_text_after_its_report_is_withheld(path: str, events: list[dict[str, Any]]) -> None:
+    with streaming(events) as client:
+        read = list_of(client, path)
+        assert next(read)
+        with pytest.raises(UnguardedError, match="text after its report"):
+            next(read)
+    with streaming(events, require_guard=False) as client:
+        assert len(list(list_of(client, path))) == 2
+
+
+@pytest.mark.parametrize("delta", [{}, {"content": ""}, {"content": None, "tool_calls": None}])
+def test_empty_chunks_may_follow_a_report(delta: dict[str, Any]) -> None:
+    with streaming([ENDED, choice(delta), {"choices": [], "usage": {}}]) as client:
+        assert len(list(list_of(client, "chat"))) == 3
+
+
+def list_of(client: CircuitBreakers, path: str) -> Iterator[Any]:
+    """A stream of one of the three services."""
+    if path == "chat":
+        return iter(client.chat.completions.create(**CHAT, stream=True))
+    if path == "completions":
+        return iter(client.completions.create(model="m", prompt="hi", stream=True))
+    return iter(client.responses.create(model="m", input="hi", stream=True))
+
+
+def streaming(events: list[dict[str, Any]], **arguments: Any) -> CircuitBreakers:
+    """A client of a server that has a breaker, and streams these."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"object": "breaker", "digest": "d"})
+        sent = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        return httpx.Response(200, text=sent, headers={"Content-Type": "text/event-stream"})
+
+    return client_on(answer, **arguments)
+
+
+def client_on(
+    answer: Callable[[httpx.Request], httpx.Response], **arguments: Any
+) -> CircuitBreakers:
+    http = httpx.Client(transport=httpx.MockTransport(answer))
+    return CircuitBreakers(
+        base_url="http://test/v1", api_key="none", max_retries=0, http_client=http, **arguments
+    )
 
 
 def test_the_breaker_is_looked_for(unguarded: Unguarded) -> None:
