@@ -128,7 +128,9 @@ class _Server:
             seconds = int(retry_after) if retry_after and retry_after.isdecimal() else 2**attempt
             time.sleep(min(seconds, 60))
         if status != 200:
-            said = answer.get("error", {}).get("message", "no reason")
+            error = answer.get("error")
+            # A proxy's may be text.
+            said = error.get("message", "no reason") if isinstance(error, dict) else "no reason"
             raise CircuitBreakersError(
                 f"line {row.line}: got HTTP {status} from {self._place}{self._path}, expected "
                 f"scores: {said}"
@@ -182,7 +184,8 @@ def _read(file: Path) -> Iterator[_Row]:
         ConfigError: it cannot be read, a line is no conversation, or it has none.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON strings may hold Unicode's other line ends as they are.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"cannot read {file}: {e}; expected a file of JSON lines") from e
     if not any(line.strip() for line in lines):

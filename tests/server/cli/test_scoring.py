@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -76,6 +80,50 @@ def test_a_conversation_that_is_refused_leaves_no_file(server: Server, tmp_path:
     assert done.exit_code == 1
     assert "line 2: got HTTP 400" in done.stderr
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[Any]]]:
+    """The URL of a proxy that answers for a server that is down, and what it was asked."""
+    asked: list[Any] = []
+
+    class BadGateway(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(502)
+            self.end_headers()
+            self.wfile.write(b'{"error": "Bad Gateway"}')
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), BadGateway) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+def test_another_shape_of_error_is_an_error_too(file: Path, proxy: tuple[str, list[Any]]) -> None:
+    done = score(str(file), "--url", proxy[0], "--concurrency", "1")
+    assert done.exit_code == 1, done.exception
+    assert "line 1: got HTTP 502" in done.stderr
+    assert "no reason" in done.stderr
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_only_line_feeds_end_a_line(
+    tmp_path: Path, proxy: tuple[str, list[Any]], separator: str
+) -> None:
+    # JSON strings may hold all other line ends of Unicode as they are.
+    text = f"one{separator}two"
+    file = tmp_path / "chats.jsonl"
+    row = json.dumps({"text": text}, ensure_ascii=False)
+    file.write_bytes(f"\r\n{row}\r\n".encode())
+    done = score(str(file), "--url", proxy[0])
+    assert "line 2: got HTTP 502" in done.stderr, done.output
+    assert [body["input"][0]["content"] for body in proxy[1]] == [text]
 
 
 def test_no_server_is_an_error_with_its_cure(file: Path) -> None:
