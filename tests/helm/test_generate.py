@@ -54,6 +54,15 @@ def test_every_value_is_in_the_table_and_in_the_schema(generate: ModuleType) -> 
     walk(yaml.safe_load(text), schema["properties"], "")
 
 
+def test_the_readme_makes_the_image_that_the_chart_asks_for(generate: ModuleType) -> None:
+    readme = (CHART / "README.md").read_text()
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    image = f"registry.example.com/circuit-breakers:{version}"
+    assert f"--target cpu -t {image} ." in readme
+    assert f"docker push {image}" in readme
+    assert f"--set image.repository={image.partition(':')[0]}" in readme
+
+
 def test_a_value_without_a_comment_is_refused(generate: ModuleType) -> None:
     with pytest.raises(ValueError, match="got a without a comment"):
         generate.value_rows("a: 1\n")

@@ -239,12 +239,19 @@ def test_clients_meet_the_router_and_the_router_the_servers(render: Render) -> N
     assert "client_body_buffer_size 4194304;" in conf
     assert "proxy_read_timeout 1810s;" in conf
     policy = rendered.get("NetworkPolicy", "r-circuit-breakers-server")["spec"]
-    callers = [p["podSelector"]["matchLabels"] for p in policy["ingress"][0]["from"]]
-    assert [labels.get(part, labels["app.kubernetes.io/name"]) for labels in callers] == [
-        "router",
-        "prometheus",
-    ]
+    # Nobody else, who would pass the router by: a label is no proof of who a pod is.
+    (caller,) = policy["ingress"][0]["from"]
+    assert caller["podSelector"]["matchLabels"][part] == "router"
     assert render().get("Service")["spec"]["selector"][part] == "server"
+
+
+def test_who_may_scrape_is_let_in_beside_the_router(case: Case) -> None:
+    policy = case("many-replicas").get("NetworkPolicy", "r-circuit-breakers-server")["spec"]
+    router, scraper = policy["ingress"][0]["from"]
+    assert "namespaceSelector" not in router
+    assert scraper["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "monitoring"
+    }
 
 
 def test_a_change_of_its_configuration_rolls_the_router(render: Render) -> None:
@@ -323,6 +330,32 @@ def test_the_notes_show_a_request_that_the_server_takes(render: Render, case: Ca
     assert "Bearer KEY" in case("postgres-audit").notes
 
 
+@pytest.mark.parametrize(
+    ("policies", "open_"),
+    [
+        ({}, True),
+        ({"inline": '[policies.a]\n# [[keys]] come later\n'}, True),
+        ({"inline": KEYS}, False),
+        ({"inline": '[[ keys ]]\nid = "a"\n'}, False),
+        ({"inline": 'keys = [{id = "a"}]\n'}, False),
+        ({"existingSecret": "p"}, False),
+    ],
+)
+def test_the_notes_say_when_nobody_needs_a_key(
+    render: Render, policies: dict[str, Any], open_: bool
+) -> None:
+    values = {"policies": policies, "pepper": {"existingSecret": "s"}} if policies else {}
+    notes = render(values).notes
+    assert ("There are no API keys" in notes, "Bearer KEY" in notes) == (open_, not open_)
+
+
+def test_the_notes_say_how_an_image_comes_about_that_is_published_nowhere(render: Render) -> None:
+    assert "--set image.repository=" in render().notes
+    assert "docker push" in render().notes
+    named = render({"image": {"repository": "registry.example.com/circuit-breakers"}})
+    assert "docker push" not in named.notes
+
+
 # Refusals.
 
 
@@ -343,6 +376,23 @@ def test_the_notes_show_a_request_that_the_server_takes(render: Render, case: Ca
         ({"settings": {"scoreTraces": True}}, "set audit.store"),
         ({"policies": {"inline": "a", "existingSecret": "b"}}, "leave one out"),
         ({"policies": {"inline": KEYS}}, "set pepper.existingSecret"),
+        ({"pepper": {"existingSecret": "s"}}, "set policies.existingSecret"),
+        (
+            {"router": {"enabled": True}, "monitoring": {"serviceMonitor": {"enabled": True}}},
+            "name your Prometheus in networkPolicy.metricsFrom",
+        ),
+        (
+            {
+                "networkPolicy": {"from": [{"podSelector": {}}]},
+                "monitoring": {"serviceMonitor": {"enabled": True}},
+            },
+            "name your Prometheus in networkPolicy.metricsFrom",
+        ),
+        ({"autoscaling": {"kind": "keda"}}, "set monitoring.serviceMonitor.enabled"),
+        (
+            {"settings": {"otlpEndpoint": "http://collector:4318"}},
+            "expected a rule that lets the spans out",
+        ),
         ({"model": {"source": "claim"}}, "model.claim.name"),
         ({"model": {"source": "image"}}, "model.image.reference"),
         ({"model": {"source": "hub", "name": "a/b"}}, "allow port 443"),
