@@ -33,6 +33,13 @@
 {{- if and $v.monitoring.serviceMonitor.enabled $closed (not $v.networkPolicy.metricsFrom) -}}
 {{- fail "got monitoring.serviceMonitor.enabled with servers that the network policy closes, expected a way in for the scrapes; name your Prometheus in networkPolicy.metricsFrom" -}}
 {{- end -}}
+{{- $memory := dig "limits" "memory" "" $v.router.resources -}}
+{{- if and $v.router.enabled $memory -}}
+{{- $bodies := mul (int64 $v.router.maxRequestsPerAddress) (include "cb.maxBodyBytes" . | int64) -}}
+{{- if gt (mul 2 $bodies) (include "cb.bytes" $memory | int64) -}}
+{{- fail (printf "got router.maxRequestsPerAddress %d with bodies of %s bytes, expected no more than half of the memory %v; lower it, or raise router.resources.limits.memory" (int64 $v.router.maxRequestsPerAddress) (include "cb.maxBodyBytes" .) $memory) -}}
+{{- end -}}
+{{- end -}}
 {{- if and (eq $v.autoscaling.kind "keda") (not $v.monitoring.serviceMonitor.enabled) -}}
 {{- fail "got autoscaling.kind keda without a ServiceMonitor, expected the series that it asks Prometheus for; set monitoring.serviceMonitor.enabled" -}}
 {{- end -}}

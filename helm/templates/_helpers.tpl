@@ -61,6 +61,14 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- if has .Values.model.source (list "claim" "image") }}{{ include "cb.modelDir" . }}{{ else }}{{ .Values.model.name }}{{ end -}}
 {{- end -}}
 
+{{/* Bytes of a quantity such as 512Mi. */}}
+{{- define "cb.bytes" -}}
+{{- $text := include "cb.number" . -}}
+{{- $units := dict "k" 1000 "Ki" 1024 "M" 1000000 "Mi" 1048576 "G" 1000000000 "Gi" 1073741824 "T" 1000000000000 "Ti" 1099511627776 -}}
+{{- $unit := regexFind "[A-Za-z]+$" $text -}}
+{{- mulf (regexFind "^[0-9.]+" $text | float64) (ternary (get $units $unit) 1 (hasKey $units $unit)) | int64 -}}
+{{- end -}}
+
 {{- define "cb.servedName" -}}
 {{- .Values.model.servedName | default .Values.model.name -}}
 {{- end -}}

@@ -238,6 +238,10 @@ def test_clients_meet_the_router_and_the_router_the_servers(render: Render) -> N
     assert "client_max_body_size 4194304;" in conf
     assert "client_body_buffer_size 4194304;" in conf
     assert "proxy_read_timeout 1810s;" in conf
+    assert "limit_conn callers 128;" in conf
+    # Half of the memory, which is what the chart refuses to go beyond.
+    limit = rendered.pod(ROUTER)["containers"][0]["resources"]["limits"]["memory"]
+    assert (limit, 128 * 4194304) == ("1Gi", 2**30 // 2)
     policy = rendered.get("NetworkPolicy", "r-circuit-breakers-server")["spec"]
     # Nobody else, who would pass the router by: a label is no proof of who a pod is.
     (caller,) = policy["ingress"][0]["from"]
@@ -252,6 +256,43 @@ def test_who_may_scrape_is_let_in_beside_the_router(case: Case) -> None:
     assert scraper["namespaceSelector"]["matchLabels"] == {
         "kubernetes.io/metadata.name": "monitoring"
     }
+
+
+def test_the_router_lets_go_of_a_connection_before_the_server_does(render: Render) -> None:
+    conf = render({"router": {"enabled": True}}).get("ConfigMap", ROUTER)["data"]["nginx.conf"]
+    (kept_s,) = re.findall(r"keepalive_timeout (\d+)s;", conf)
+    source = (CHART.parent / "server/circuit_breakers/api/connection.py").read_text()
+    (server_s,) = re.findall(r"_KEEP_ALIVE_S = (\d+)", source)
+    assert int(kept_s) < int(server_s)
+    assert f"Below the {server_s} s after which" in conf
+    assert f"the servers' {server_s} s" in (CHART.parent / "docs" / "replicas.md").read_text()
+
+
+def test_the_routers_way_out_is_the_servers_dns_and_what_is_named(render: Render) -> None:
+    rule = {"to": [{"ipBlock": {"cidr": "169.254.20.10/32"}}], "ports": [{"port": 53}]}
+
+    def rules(**policy: Any) -> list[dict[str, Any]]:
+        rendered = render({"router": {"enabled": True}, "networkPolicy": policy})
+        egress = rendered.get("NetworkPolicy", ROUTER)["spec"]["egress"]
+        return list(egress)
+
+    assert len(rules()) == 2
+    assert rules(routerEgress=[rule]) == [*rules(), rule]
+
+
+@pytest.mark.parametrize("memory", ["1Gi", "1024Mi", "1073741824", 1073741824, "1.1G"])
+def test_a_router_holds_the_bodies_of_one_address_in_half_its_memory(
+    render: Render, memory: Any
+) -> None:
+    from helm_python import HelmRenderError
+
+    def with_body(num_bytes: int) -> dict[str, Any]:
+        router = {"enabled": True, "resources": {"limits": {"memory": memory}}}
+        return {"router": router, "settings": {"maxBodyBytes": num_bytes}}
+
+    render(with_body(4194304))
+    with pytest.raises(HelmRenderError, match=r"raise router\.resources\.limits\.memory"):
+        render(with_body(8388608))
 
 
 def test_a_change_of_its_configuration_rolls_the_router(render: Render) -> None:
@@ -334,7 +375,7 @@ def test_the_notes_show_a_request_that_the_server_takes(render: Render, case: Ca
     ("policies", "open_"),
     [
         ({}, True),
-        ({"inline": '[policies.a]\n# [[keys]] come later\n'}, True),
+        ({"inline": "[policies.a]\n# [[keys]] come later\n"}, True),
         ({"inline": KEYS}, False),
         ({"inline": '[[ keys ]]\nid = "a"\n'}, False),
         ({"inline": 'keys = [{id = "a"}]\n'}, False),

@@ -86,7 +86,9 @@ def samples(page: str) -> dict[str, float]:
 
 
 @contextmanager
-def nginx_before(ports: Sequence[int], program: Path, root: Path) -> Iterator[str]:
+def nginx_before(
+    ports: Sequence[int], program: Path, root: Path, max_requests_per_address: int = 128
+) -> Iterator[str]:
     """URL of an nginx with helm/router/nginx.conf, whose addresses alone are other ones."""
     own_port = free_port()
     servers = " ".join(f"server 127.0.0.1:{port} max_fails=0;" for port in ports)
@@ -98,6 +100,7 @@ def nginx_before(ports: Sequence[int], program: Path, root: Path) -> Iterator[st
         (r"listen 8080;", f"listen 127.0.0.1:{own_port};"),
         (r"\{\{ add \(include \"cb.requestTimeoutS\".*\}\}", "1810"),
         (r"\{\{ include \"cb.maxBodyBytes\" \. \}\}", "4194304"),
+        (r"\{\{ \.Values\.router\.maxRequestsPerAddress \}\}", str(max_requests_per_address)),
         (r"/tmp/", f"{root}/"),
     ):
         conf, num = re.subn(pattern, text, conf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -50,20 +51,25 @@ def scripted(answer: bytes, bodies: list[bytes]) -> Iterator[int]:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
-def router_before(root: Path, *answers: bytes | None) -> Iterator[Router]:
+def router_before(
+    root: Path, *answers: bytes | None, max_requests_per_address: int = 128
+) -> Iterator[Router]:
     bodies: list[list[bytes]] = [[] for _ in answers]
     with ExitStack() as stack:
         ports = [
             free_port() if answer is GONE else stack.enter_context(scripted(answer, received))
             for answer, received in zip(answers, bodies, strict=True)
         ]
-        url = stack.enter_context(nginx_before(ports, find_program("nginx"), root))
+        nginx = nginx_before(ports, find_program("nginx"), root, max_requests_per_address)
+        url = stack.enter_context(nginx)
         yield Router(url, bodies)
 
 
@@ -86,6 +92,32 @@ def test_an_answer_that_has_not_begun_comes_from_another_server(
             assert (answer.status_code, answer.text) == (200, "yes")
         assert router.bodies[1] == [body] * 4
         assert not [p for p in (tmp_path / "body").rglob("*") if p.is_file()]
+
+
+def test_a_request_that_kills_servers_meets_two_of_them_at_most(tmp_path: Path) -> None:
+    with router_before(tmp_path, b"", b"", b"", b"") as router:
+        answer = httpx.post(f"{router.url}/v1/completions", content=b"{}")
+        assert answer.status_code == 502
+        assert sorted(len(received) for received in router.bodies) == [0, 0, 1, 1]
+
+
+def test_one_address_cannot_fill_the_memory_with_bodies_that_never_end(tmp_path: Path) -> None:
+    begun = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+        b"Content-Length: 4194304\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with router_before(tmp_path, WHOLE, max_requests_per_address=2) as router, ExitStack() as stack:
+        url = httpx.URL(router.url)
+        for _ in range(2):
+            held = stack.enter_context(socket.create_connection((url.host, url.port), timeout=30))
+            held.sendall(begun)
+            # From here on its body is waited for.
+            assert held.recv(1024).startswith(b"HTTP/1.1 100 ")
+        answer = httpx.post(f"{router.url}/v1/completions", content=b"{}")
+        assert answer.status_code == 429
+        # The kubelet's question is nobody's request.
+        assert httpx.get(f"{router.url}/router-livez").status_code == 200
+        assert router.bodies == [[]]
 
 
 def test_a_full_house_says_so_each_time_and_nobody_is_left_out(tmp_path: Path) -> None:
