@@ -128,13 +128,13 @@ CASES = {
         },
     ),
     "CircuitBreakersGuardMissing": Case(
-        "20m",
-        {UP: "1x30", INFO.replace("a:8000", "b:8000"): "1x30"},
+        "40m",
+        {UP: "1x50", INFO.replace("a:8000", "b:8000"): "1x50"},
         TARGET,
         {
-            "the guard is there": {UP: "1x30", INFO: "1x30"},
-            "still loading": {UP: "_x9 1x20"},
-            "not one of ours": {UP.replace("circuit-breakers", "node"): "1x30"},
+            "the guard is there": {UP: "1x50", INFO: "1x50"},
+            "still loading": {UP: "_x12 1x38"},
+            "not one of ours": {UP.replace("circuit-breakers", "node"): "1x50"},
         },
     ),
     "CircuitBreakersCanaryFailing": Case(
@@ -168,11 +168,12 @@ CASES = {
     "CircuitBreakersAuditDropped": stays_zero("circuit_breakers_audit_dropped_total"),
     "CircuitBreakersAuditSpoolGrowing": Case(
         "25m",
-        {SPOOLED: "1+3x30"},
+        # The database is gone, and nobody trips meanwhile.
+        {SPOOLED: "3x30"},
         TARGET,
         {
             "emptied in between": {SPOOLED: "1+3x18 0 1+3x20"},
-            "getting less": {SPOOLED: "100-3x30"},
+            "empty": {SPOOLED: "0x30"},
         },
     ),
     "CircuitBreakersTracesDropped": Case(
@@ -192,10 +193,10 @@ CASES = {
         },
     ),
     "CircuitBreakersNotReady": Case(
-        "15m",
-        {READY: "0x20"},
+        "40m",
+        {READY: "0x50"},
         TARGET,
-        {"ready": {READY: "1x20"}, "loading for eight minutes": {READY: "0x8 1x20"}},
+        {"ready": {READY: "1x50"}, "loading for 28 minutes": {READY: "_x12 0x38"}},
     ),
     "CircuitBreakersErrors": Case(
         "15m",
