@@ -15,6 +15,7 @@ from circuit_breakers.api.preflight import (
     memory_need,
 )
 from circuit_breakers.errors import ConfigError
+from circuit_breakers.hardware import quick_dtype
 
 GIB = 1 << 30
 
@@ -44,10 +45,13 @@ def test_too_little_memory_names_the_parts_and_the_flags() -> None:
 def test_memory_need_follows_the_weights_on_disk(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "tokenizer.json").write_bytes(bytes(500))
-    stored = memory_need(tmp_path, kv_cache_gib=3, dtype="auto")
+    stored = memory_need(tmp_path, kv_cache_gib=3, dtype="bfloat16")
     widened = memory_need(tmp_path, kv_cache_gib=3, dtype="float32")
     assert stored.kv_cache == 3 * GIB
     assert (stored.weights, widened.weights) == (2000, 4000)
+    # What a CPU without AVX-512 loads as, unless told otherwise.
+    own = {"auto": stored, "float32": widened}[quick_dtype()]
+    assert memory_need(tmp_path, kv_cache_gib=3, dtype="auto") == own
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:

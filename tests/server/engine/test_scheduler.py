@@ -17,6 +17,7 @@ from circuit_breakers.engine import scheduler as scheduler_module
 from circuit_breakers.engine.block_scores import BlockScores
 from circuit_breakers.engine.config import EngineGuardConfig
 from circuit_breakers.engine.guarded import GuardedEngine
+from circuit_breakers.engine.releases import send_scored
 from circuit_breakers.engine.request_policy import own_args
 from circuit_breakers.guard.decision import Mode
 from circuit_breakers.guard.policy import Policy
@@ -142,7 +143,7 @@ def test_recorder_sees_a_leak(llm: Any, scheduler: Any, prompt: list[int]) -> No
     def release_at_once(outputs: list[Any], _trips: Any) -> list[Any]:
         for output in outputs:
             stream = guard.stream_of(output.request_id)
-            scheduler_module._send(stream, output, stream.num_judged)
+            send_scored(stream, output, stream.num_judged)
             if output.finish_reason is not None:
                 guard.forget([output.request_id])
         return outputs

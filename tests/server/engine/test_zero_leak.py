@@ -126,7 +126,9 @@ def test_the_client_sees_a_broken_hold_back(rig: Rig, monkeypatch: pytest.Monkey
     held = "stream.held = output\n"
     source = textwrap.dedent(inspect.getsource(SchedulerGuard.release))
     assert source.count(held) == 1
-    broken = source.replace(held, "released.append(_send(stream, output, stream.num_judged))\n")
+    broken = source.replace(
+        held, "released.append(send_scored(stream, output, stream.num_judged))\n"
+    )
     names: dict[str, Any] = {}
     exec(broken, vars(scheduler_module), names)
     values = middling_thresholds(rig)

@@ -36,7 +36,7 @@ from circuit_breakers.errors import NotReadyError
 from circuit_breakers.hardware import quick_dtype
 from circuit_breakers.models import ResolvedModel
 
-__all__ = ["ApiReport", "ApiSettings", "bench_api", "print_api_report"]
+__all__ = ["ApiReport", "ApiRow", "ApiSettings", "bench_api", "print_api_report"]
 
 _START_S = 600
 _LOG_CHARS = 2000

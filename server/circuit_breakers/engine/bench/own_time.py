@@ -16,7 +16,7 @@ from functools import wraps
 from statistics import fmean
 from typing import Any
 
-from circuit_breakers.engine import delivery, probes, scheduler
+from circuit_breakers.engine import delivery, probes, releases
 from circuit_breakers.engine.bench.arms import GuardSwitch
 from circuit_breakers.engine.bench.blocks import Block, Workload
 
@@ -92,7 +92,7 @@ def own_time(
             (switch.guard, "take_rows", "take_rows", ""),
             (switch.guard, "judge", "judge", ""),
             (switch.guard, "release", "release", "attach"),
-            (scheduler, "attach_scores", "attach", ""),
+            (releases, "attach_scores", "attach", ""),
             (delivery.TokenScores, "extend", "extend", ""),
         ):
             timed = clock.timed(part, getattr(owner, name), inner)
