@@ -98,7 +98,7 @@ def _policy_json(served: ServedPolicy) -> dict[str, Any]:
             for probe, judges in zip(policy.probes, policy.judges_K, strict=True)
             if judges
         ],
-        "operating_point": in_force.model_dump(mode="json", exclude={"curve"})
+        "operating_point": in_force.model_dump(mode="json", exclude={"curve", "histogram"})
         if served.keeps_promise
         else None,
         "probes": [

@@ -171,7 +171,7 @@ def observing_server(
     """A server in observe mode, with a LoRA of the operator's and a looser promise than the
     breaker's own; ended with its module."""
     root = tmp_path_factory.mktemp("observe")
-    lora = write_rank_1_adapter(root / "lora", smollm2, 20.0)
+    lora = write_rank_1_adapter(root / "lora", smollm2, 200.0)
     server = Server(
         word_breaker,
         root,
