@@ -151,8 +151,13 @@ class Serving:
 
     @property
     def num_engines(self) -> int:
-        """Whole engines behind this server, by data parallelism."""
-        number: int = self.guarded.vllm_config.parallel_config.data_parallel_size
+        """Whole engines behind this server, by data parallelism; not those of its neighbours."""
+        parallel = self.guarded.vllm_config.parallel_config
+        number: int = (
+            parallel.data_parallel_size_local
+            if parallel.local_engines_only
+            else parallel.data_parallel_size
+        )
         return number
 
     @property

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from circuit_breakers.api.app import create_app
 from circuit_breakers.api.canary import check_verdict, run_canaries, watch_canaries, watched
 from circuit_breakers.api.service import Service
+from circuit_breakers.api.serving import Serving
 from circuit_breakers.artifact.manifest import Canary, Message
 from circuit_breakers.engine.session import current_session, governed_by
 from circuit_breakers.errors import NotReadyError
@@ -193,6 +194,17 @@ def test_every_engine_has_its_canaries() -> None:
         assert on.serving.asked == [0, 0, 1, 1]
 
     run(test)
+
+
+@pytest.mark.parametrize(("local_only", "num_engines"), [(False, 4), (True, 2)])
+def test_engines_are_those_that_this_server_can_ask(local_only: bool, num_engines: int) -> None:
+    """Behind a load balancer of several servers, vLLM takes only the numbers of the local ones."""
+    parallel = SimpleNamespace(
+        data_parallel_size=4, data_parallel_size_local=2, local_engines_only=local_only
+    )
+    guarded = SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=parallel))
+    serving: Any = SimpleNamespace(guarded=guarded)
+    assert Serving.num_engines.fget(serving) == num_engines
 
 
 def test_nothing_that_waits_or_runs_goes_on_once_a_canary_has_failed() -> None:
