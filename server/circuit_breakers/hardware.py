@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-__all__ = ["quick_dtype"]
+__all__ = ["load_dtype", "quick_dtype"]
 
 # As PyTorch names what it found. AMX and the bfloat16 instructions come on top of AVX-512.
 _WITHOUT_AVX512 = frozenset({"NO AVX", "DEFAULT", "AVX2"})
@@ -20,3 +20,8 @@ def quick_dtype() -> Literal["auto", "float32"]:
         return "auto"
     capability = torch.backends.cpu.get_cpu_capability()
     return "float32" if capability in _WITHOUT_AVX512 else "auto"
+
+
+def load_dtype(setting: str) -> str:
+    """What a checkpoint is loaded as under the setting `dtype`: "auto" takes the quick one."""
+    return quick_dtype() if setting == "auto" else setting

@@ -15,14 +15,6 @@ import pytest
 from ..server.api.conftest import MODEL, POLICIES, Server
 from ..server.api.governed_app import SECRET, key_table
 
-# Asked for one sentence, the model says with a margin "The capital of France is Paris." and "The
-# capital of Italy is Rome."; " Paris" and " zebra" are the words that trip.
-FRANCE = "Tell me the capital of France in one sentence."
-ITALY = "Tell me the capital of Italy in one sentence."
-ROME = "The capital of Italy is Rome."
-BEFORE_PARIS = "The capital of France is"
-ZEBRA = "Do you like the zebra?"
-
 
 class Guarded(NamedTuple):
     """A server and keys for it."""

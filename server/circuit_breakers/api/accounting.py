@@ -95,20 +95,25 @@ class RequestRecord:
         self._finished = True
         policy = self.session.policy if self.session else None
         self._metrics.record_outcome(outcome, policy.name if policy else None)
+        reports: list[GuardReport] = []
         trips: list[tuple[int | None, GuardReport]] = []
         if self.session is not None:
-            trips = _trips(self.session, outcome, usage)
-            self._record_session(self.session, trips, outcome, usage)
-        summary = self._summary(outcome, trips)
+            reports = self.session.reports()
+            trips = _trips(self.session, reports, outcome, usage)
+            self._record_session(self.session, reports, trips, outcome, usage)
+        summary = self._summary(outcome, reports, trips)
         for tell in self._listeners:
             tell(summary)
 
     def _summary(
-        self, outcome: Outcome, trips: Iterable[tuple[int | None, GuardReport]]
+        self,
+        outcome: Outcome,
+        reports: Iterable[GuardReport],
+        trips: Iterable[tuple[int | None, GuardReport]],
     ) -> RequestSummary:
         session = self.session or GuardSession()
         policy = session.policy.name if session.policy else None
-        report = max(session.reports(), key=_closeness, default=None)
+        report = max(reports, key=_closeness, default=None)
         reasons = (session.finish_reason_for(choice) for choice in session.choices)
         return RequestSummary(
             request_id=self.request_id,
@@ -132,11 +137,11 @@ class RequestRecord:
     def _record_session(
         self,
         session: GuardSession,
+        reports: list[GuardReport],
         trips: list[tuple[int | None, GuardReport]],
         outcome: Outcome,
         usage: Usage | None,
     ) -> None:
-        reports = session.reports()
         self._metrics.record_trips([report for _, report in trips])
         who = RequestIdentity(self.request_id, self.key_id, self.model)
         self._trail.record_trips(who, trips)
@@ -160,7 +165,7 @@ class RequestRecord:
 
 
 def _trips(
-    session: GuardSession, outcome: Outcome, usage: Usage | None
+    session: GuardSession, reports: list[GuardReport], outcome: Outcome, usage: Usage | None
 ) -> list[tuple[int | None, GuardReport]]:
     """Number of choice and report of each stream that tripped."""
     prompt_trip = session.prompt_tripped
@@ -168,8 +173,8 @@ def _trips(
     # were asked for.
     if outcome == "tripped_prompt" and usage is None and prompt_trip is not None:
         return [(None, prompt_trip)]
-    reports = zip(session.choices, session.reports(), strict=True)
-    return [(choice, report) for choice, report in reports if report.tripped]
+    by_choice = zip(session.choices, reports, strict=True)
+    return [(choice, report) for choice, report in by_choice if report.tripped]
 
 
 def _closeness(report: GuardReport) -> tuple[bool, float]:

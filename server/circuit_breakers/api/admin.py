@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -14,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from circuit_breakers.api.access import Caller, require_admin
 from circuit_breakers.api.errors import ApiError
+from circuit_breakers.api.logs import access_logger
 from circuit_breakers.api.openapi import reading
 from circuit_breakers.api.service import service_of
 from circuit_breakers.audit.entry import days_ago_us
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from circuit_breakers.audit.writer import AuditWriter
 
 __all__ = ["ADMIN_ROUTES", "TripQuery", "WhatIfQuery", "add_admin_routes"]
-
-access_logger = logging.getLogger("circuit_breakers.access")
-"""Shown in JSON at any level, in text from --log-level info on."""
 
 ADMIN_ROUTES = ("GET /v1/breaker/trips", "GET /v1/breaker/what-if")
 

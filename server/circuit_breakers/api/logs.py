@@ -23,6 +23,7 @@ __all__ = [
     "ENGINE_CONFIG",
     "JsonFormatter",
     "TextFormatter",
+    "access_logger",
     "configure_logging",
     "engine_handler",
     "log_request",
@@ -34,6 +35,7 @@ _STDERR_FD = 2
 _MAX_CAUSES = 8
 
 access_logger = logging.getLogger("circuit_breakers.access")
+"""Shown in JSON at any level, in text from --log-level info on."""
 
 
 class _WordlessFormatter(logging.Formatter):
@@ -101,7 +103,8 @@ def engine_handler() -> logging.Handler:
 
 def log_request(summary: RequestSummary) -> None:
     """The access log's line of a request that has ended."""
-    access_logger.info("request ended", extra={"fields": summary.to_json()})
+    if access_logger.isEnabledFor(logging.INFO):
+        access_logger.info("request ended", extra={"fields": summary.to_json()})
 
 
 def _show_requests() -> None:

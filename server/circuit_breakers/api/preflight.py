@@ -10,7 +10,7 @@ from typing import NamedTuple
 import psutil
 
 from circuit_breakers.errors import ConfigError
-from circuit_breakers.hardware import quick_dtype
+from circuit_breakers.hardware import load_dtype
 
 __all__ = ["MemoryNeed", "available_memory_bytes", "bind", "check_memory", "memory_need"]
 
@@ -71,7 +71,7 @@ def memory_need(model_dir: Path, *, kv_cache_gib: int, dtype: str) -> MemoryNeed
     """An estimate from the size of the weights on disk."""
     on_disk = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
     # A checkpoint is 16-bit but for rare cases; float32 doubles it.
-    widening = 2 if (quick_dtype() if dtype == "auto" else dtype) == "float32" else 1
+    widening = 2 if load_dtype(dtype) == "float32" else 1
     return MemoryNeed(
         weights=int(on_disk * widening * _WEIGHT_COPIES),
         kv_cache=kv_cache_gib * _GIB,

@@ -45,7 +45,7 @@ class RequestSummary:
     trips: tuple[tuple[int | None, GuardReport], ...] = ()
     """Number of choice, None for all, and report of each that tripped."""
     trace_headers: Mapping[str, str] = field(default_factory=dict)
-    """The caller's traceparent and tracestate."""
+    """The caller's traceparent."""
 
     def to_json(self) -> dict[str, Any]:
         """Flat fields of a log line."""

@@ -65,8 +65,7 @@ def bench_serve(
 ) -> None:
     """Measure the guard against plain vLLM, switched on and off in one engine."""
     with reported_errors(exit_code=2):
-        if json_file is not None and not json_file.resolve().parent.is_dir():
-            raise ConfigError(f"got --json {json_file}, expected a file in an existing directory")
+        _check_json(json_file)
     with reported_errors():
         from circuit_breakers.settings import load_settings
 
@@ -96,9 +95,7 @@ def bench_serve(
 
         report = bench.bench_serving(*parts, wanted, Console(stderr=True))
     bench.print_report(report)
-    if json_file is not None:
-        json_file.write_text(bench.report_json(report), "utf-8")
-        typer.echo(f"ok: {json_file}")
+    _write_json(json_file, bench.report_json(report))
 
 
 @bench_app.command(
@@ -132,8 +129,7 @@ def bench_api(
 ) -> None:
     """Measure our HTTP server's requests a second against vLLM's own, by `vllm bench serve`."""
     with reported_errors(exit_code=2):
-        if json_file is not None and not json_file.resolve().parent.is_dir():
-            raise ConfigError(f"got --json {json_file}, expected a file in an existing directory")
+        _check_json(json_file)
     with reported_errors():
         from rich.console import Console
 
@@ -152,9 +148,7 @@ def bench_api(
         )
         report = bench.bench_api(model, *parts, wanted, Console(stderr=True))
     bench.print_api_report(report)
-    if json_file is not None:
-        json_file.write_text(report.to_json(), "utf-8")
-        typer.echo(f"ok: {json_file}")
+    _write_json(json_file, report.to_json())
 
 
 @bench_app.command(
@@ -193,8 +187,7 @@ def bench_train(
 ) -> None:
     """Measure a training step against the published loop, and each shortcut's share."""
     with reported_errors(exit_code=2):
-        if json_file is not None and not json_file.resolve().parent.is_dir():
-            raise ConfigError(f"got --json {json_file}, expected a file in an existing directory")
+        _check_json(json_file)
         bench = import_extra("circuit_breakers_training.bench", extra="train")
         arms = bench.chosen_arms(arm or ["published"])
     with reported_errors():
@@ -219,6 +212,16 @@ def bench_train(
             Console(stderr=True),
         )
     bench.print_report(report)
+    _write_json(json_file, bench.report_json(report))
+
+
+def _check_json(json_file: Path | None) -> None:
+    """Passes if there is a place for the file, before anything is measured."""
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise ConfigError(f"got --json {json_file}, expected a file in an existing directory")
+
+
+def _write_json(json_file: Path | None, text: str) -> None:
     if json_file is not None:
-        json_file.write_text(bench.report_json(report), "utf-8")
+        json_file.write_text(text, "utf-8")
         typer.echo(f"ok: {json_file}")

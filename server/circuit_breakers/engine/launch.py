@@ -27,7 +27,7 @@ from circuit_breakers.errors import (
 )
 from circuit_breakers.guard.decision import Mode
 from circuit_breakers.guard.operating_point import probes_at
-from circuit_breakers.hardware import quick_dtype
+from circuit_breakers.hardware import load_dtype
 from circuit_breakers.models import ResolvedModel
 
 __all__ = [
@@ -77,11 +77,6 @@ class EngineSettings(BaseModel):
     served_name: str
     """Name that clients put into `model`."""
 
-    @property
-    def load_dtype(self) -> str:
-        """What vLLM is told to load the weights as."""
-        return quick_dtype() if self.dtype == "auto" else self.dtype
-
 
 def engine_arguments(
     settings: EngineSettings, model: ResolvedModel, breaker: Breaker
@@ -102,7 +97,7 @@ def engine_arguments(
         ),
         **_lora_arguments(settings),
         "served_model_name": [settings.served_name],
-        "dtype": settings.load_dtype,
+        "dtype": load_dtype(settings.dtype),
         "enforce_eager": settings.enforce_eager,
         "seed": settings.seed,
         "tensor_parallel_size": settings.tensor_parallel_size,

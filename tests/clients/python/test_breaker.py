@@ -12,7 +12,8 @@ import pytest
 
 from circuit_breakers_client import AsyncCircuitBreakers, CircuitBreakers, guard_of
 
-from ..conftest import FRANCE, ZEBRA, Guarded
+from ...server.api.test_openai_client import FRANCE, ZEBRA
+from ..conftest import Guarded
 from .conftest import chat
 
 

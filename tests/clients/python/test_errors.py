@@ -19,7 +19,8 @@ from circuit_breakers_client import (
     tighten,
 )
 
-from ..conftest import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA, Guarded
+from ...server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
+from ..conftest import Guarded
 from .conftest import chat
 
 

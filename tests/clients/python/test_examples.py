@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA, Guarded
+from ...server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
+from ..conftest import Guarded
 
 PACKAGE = Path(__file__).parents[3] / "clients" / "python"
 EXAMPLES = {

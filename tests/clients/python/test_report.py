@@ -10,7 +10,8 @@ import pytest
 
 from circuit_breakers_client import CircuitBreakers, GuardReport, guard_of
 
-from ..conftest import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA, Guarded
+from ...server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
+from ..conftest import Guarded
 from .conftest import chat
 
 REPORT = {

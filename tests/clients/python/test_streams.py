@@ -9,7 +9,8 @@ import pytest
 
 from circuit_breakers_client import CircuitBreakers, GuardedStream, TrippedError, guard_of, tighten
 
-from ..conftest import BEFORE_PARIS, FRANCE, ITALY, ROME, Guarded
+from ...server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME
+from ..conftest import Guarded
 from .conftest import chat
 
 

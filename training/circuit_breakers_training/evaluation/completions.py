@@ -6,14 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers import AutoTokenizer
+
 from circuit_breakers.errors import ConfigError
+from circuit_breakers.models import ResolvedModel
 from circuit_breakers_training.data.generate import Backend, Request, open_generator
 from circuit_breakers_training.data.jsonl import Message
 from circuit_breakers_training.data.magpie import turn_template
 from circuit_breakers_training.evaluation.suites import Attempt
 from circuit_breakers_training.render import Rendered, render, render_prompt
 
-__all__ = ["Completion", "Sampling", "check_lengths", "prompt_ids", "write_completions"]
+__all__ = [
+    "Completion",
+    "Prompts",
+    "Sampling",
+    "check_lengths",
+    "prompt_ids",
+    "render_attempts",
+    "write_completions",
+]
 
 _NO_LIMIT = 1 << 30
 
@@ -46,6 +57,31 @@ class Completion(NamedTuple):
         """Prompt and the first `count` tokens of the response."""
         num_prompt = self.rendered.num_prompt_tokens
         return Rendered(ids=self.rendered.ids[: num_prompt + count], num_prompt_tokens=num_prompt)
+
+
+class Prompts(NamedTuple):
+    """What both models continue."""
+
+    ids: list[tuple[int, ...]]
+    """One entry for each attempt."""
+    max_model_len: int
+    """Tokens of the longest one with its completion."""
+
+
+def render_attempts(
+    model: ResolvedModel, attempts: Sequence[Attempt], *, max_new_tokens: int
+) -> Prompts:
+    """The attempts by the model's own template.
+
+    Raises:
+        ConfigError: an attempt does not fit into the model's context.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
+    ids = [prompt_ids(tokenizer, attempt) for attempt in attempts]
+    longest = check_lengths(
+        attempts, ids, max_new_tokens=max_new_tokens, context=model.max_position_embeddings
+    )
+    return Prompts(ids, longest)
 
 
 def prompt_ids(tokenizer: Any, attempt: Attempt) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
 from circuit_breakers.engine.merge import merge_adapter
 from circuit_breakers.errors import ConfigError
@@ -32,13 +31,13 @@ from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.evaluation.completions import (
     Completion,
     Sampling,
-    check_lengths,
-    prompt_ids,
+    render_attempts,
     write_completions,
 )
 from circuit_breakers_training.evaluation.degeneration import DegenerateLimits
 from circuit_breakers_training.evaluation.prompts import dataset_prompts
 from circuit_breakers_training.evaluation.rates import rate
+from circuit_breakers_training.evaluation.settings import EvaluationSettings
 from circuit_breakers_training.evaluation.sides import judge_texts, reference_limits
 from circuit_breakers_training.evaluation.suites import Attempt, build_attempts, reference_attempts
 from circuit_breakers_training.fluency import LanguageModel
@@ -148,14 +147,8 @@ class _Judge:
         reference: Sequence[Attempt],
         console: Console | None,
     ) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
-        asked = [*attempts, *reference]
-        ids = [prompt_ids(tokenizer, attempt) for attempt in asked]
-        self._longest = check_lengths(
-            asked,
-            ids,
-            max_new_tokens=settings.max_new_tokens,
-            context=model.max_position_embeddings,
+        ids, self._longest = render_attempts(
+            model, [*attempts, *reference], max_new_tokens=settings.max_new_tokens
         )
         self._model, self._attempts, self._console = model, attempts, console
         self._sampling = Sampling(
@@ -164,7 +157,10 @@ class _Judge:
         self._ids = ids[: len(attempts)]
         written = self._write(model.path, ids, "base model writes")
         self._limits: DegenerateLimits = reference_limits(
-            LanguageModel(model.path), written[len(attempts) :], share=0.05, console=console
+            LanguageModel(model.path),
+            written[len(attempts) :],
+            share=EvaluationSettings.degenerate_share,
+            console=console,
         )
         self.base = self._rates(written[: len(attempts)])
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from circuit_breakers.artifact import Breaker, load_breaker
 from circuit_breakers.engine.merge import merged_checkpoint
@@ -30,8 +29,7 @@ from circuit_breakers_training.evaluation.capability import (
 from circuit_breakers_training.evaluation.completions import (
     Completion,
     Sampling,
-    check_lengths,
-    prompt_ids,
+    render_attempts,
     write_completions,
 )
 from circuit_breakers_training.evaluation.degeneration import DegenerateLimits, check_num_texts
@@ -159,13 +157,8 @@ def _judge_attempts(
     if not attempts:
         return _Judged([], None)
     resolved = models.resolved
-    tokenizer = AutoTokenizer.from_pretrained(resolved.path, local_files_only=True)
-    ids = [prompt_ids(tokenizer, attempt) for attempt in [*attempts, *reference]]
-    longest = check_lengths(
-        [*attempts, *reference],
-        ids,
-        max_new_tokens=settings.max_new_tokens,
-        context=resolved.max_position_embeddings,
+    ids, longest = render_attempts(
+        resolved, [*attempts, *reference], max_new_tokens=settings.max_new_tokens
     )
     sampling = Sampling(
         settings.max_new_tokens,

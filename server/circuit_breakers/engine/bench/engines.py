@@ -16,6 +16,7 @@ from circuit_breakers.engine.config import AdapterKind
 from circuit_breakers.engine.launch import EngineSettings, engine_arguments
 from circuit_breakers.engine.merge import merged_checkpoint
 from circuit_breakers.errors import ConfigError
+from circuit_breakers.hardware import load_dtype
 from circuit_breakers.models import ResolvedModel
 
 __all__ = ["ARMS", "ArmName", "BenchSettings", "Engines", "bench_environment"]
@@ -121,7 +122,7 @@ class Engines:
         path = self._model.path if merged is None else merged_checkpoint(self._model, merged)
         return {
             "model": str(path),
-            "dtype": settings.load_dtype,
+            "dtype": load_dtype(settings.dtype),
             "enforce_eager": settings.enforce_eager,
             "max_model_len": settings.max_model_len,
             "max_num_seqs": settings.max_num_seqs,
