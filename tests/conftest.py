@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 # Read once by OpenMP when torch loads; the in-process engine crawls with more threads than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Each engine would pin itself to the first core, also where another test runs there.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 import hypothesis
 import pytest
@@ -25,6 +27,26 @@ if TYPE_CHECKING:
 # A loaded machine is no bug: nothing here asserts on time.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+_SHARED_SERVERS = frozenset({"server", "guarded"})
+_TOGETHER = {"docker": "deployment", "helm": "deployment", "replicas": "deployment"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where the run is split: what shares an expensive fixture runs in one process."""
+    for item in items:
+        folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
+        if _SHARED_SERVERS & set(getattr(item, "fixturenames", ())):
+            group = "server"
+        elif folders[:2] == ("server", "engine"):
+            group = "engine"
+        elif folders[:1] == ("training",):
+            group = "training"
+        else:
+            group = _TOGETHER.get("".join(folders[:1]), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
