@@ -5,6 +5,7 @@ at once.
 """
 
 from circuit_breakers.cli.apps import app
+from circuit_breakers.cli.attack import attack_search, attack_soft_prompt
 from circuit_breakers.cli.auditing import audit_export, audit_prune, audit_verify, replay
 from circuit_breakers.cli.benchmarks import bench_api, bench_serve, bench_train
 from circuit_breakers.cli.datasets import data_build, data_import
@@ -16,6 +17,8 @@ from circuit_breakers.cli.training import recipes, report, train
 
 __all__ = [
     "app",
+    "attack_search",
+    "attack_soft_prompt",
     "audit_export",
     "audit_prune",
     "audit_verify",

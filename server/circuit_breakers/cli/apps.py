@@ -13,6 +13,7 @@ from circuit_breakers.errors import CircuitBreakersError, ConfigError
 
 __all__ = [
     "app",
+    "attack_app",
     "audit_app",
     "bench_app",
     "data_app",
@@ -32,8 +33,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Training data.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure the guard's cost, and its training's.", no_args_is_help=True)
+attack_app = typer.Typer(help="Attackers that adapt to a breaker.", no_args_is_help=True)
 audit_app = typer.Typer(help="The audit log of trips and acts.", no_args_is_help=True)
 keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(attack_app, name="attack")
 app.add_typer(audit_app, name="audit")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
