@@ -22,11 +22,12 @@ HERE = Path(__file__).parent
 CHART_SETS = frozenset(
     {
         *("model", "revision", "breaker", "served_name", "loras", "host", "port"),
-        *("policies", "pepper_file"),
+        *("policies", "pepper_file", "console"),
         *("audit_db", "audit_url", "audit_spool", "audit_key_file"),
     }
 )
-"""Settings that the chart gives from values of its own, as they go with volumes and Secrets."""
+"""Settings that the chart gives from values of its own, as they go with volumes and Secrets, or not
+at all: a console's key would be in the log of a pod, and good for that pod only."""
 _KEY = re.compile(r"^( *)([\w-]+):(?: (.*))?$")
 _VERSION = yaml.safe_load((HERE / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
 _IMAGE = "registry.example.com/circuit-breakers"

@@ -76,6 +76,7 @@ def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         word_breaker,
         root,
         *("--tool-call-parser", "hermes", "--policies", str(root / "policies.toml")),
+        "--console",
     )
     try:
         server.wait_until_ready()

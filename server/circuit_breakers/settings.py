@@ -80,6 +80,9 @@ class ServeSettings(BaseSettings):
     under `mode` and `target_fpr`."""
     pepper_file: Path | None = None
     """File with the secret that API keys are hashed with; CIRCUIT_BREAKERS_PEPPER instead of it."""
+    console: bool = False
+    """Whether the process makes an admin key for /console, prints it once beside the line that says
+    ready, and forgets it with its end. Nobody else needs a key for that."""
 
     tool_call_parser: str | None = None
     """vLLM's parser for the model's tool calls, e.g. hermes; None refuses requests with tools."""

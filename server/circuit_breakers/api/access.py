@@ -98,15 +98,19 @@ def require_admin(request: Request) -> Caller:
         return caller
     service = service_of(request)
     service.load_metrics.record_refusal("forbidden")
-    has_keys = bool(service.governance.rules.keys)
+    rules = service.governance.rules
+    if rules.keys:
+        cure = "send one whose scope has 'admin'"
+    elif rules.console is not None:
+        cure = "send the one that the server printed when it was ready"
+    else:
+        cure = (
+            "give one in the policy file (--policies) with scope = ['admin'], or start the server "
+            "with --console"
+        )
     raise ApiError(
         403,
-        f"{request.method} {request.url.path} needs an admin key; "
-        + (
-            "send one whose scope has 'admin'"
-            if has_keys
-            else "give one in the policy file (--policies) with scope = ['admin']"
-        ),
+        f"{request.method} {request.url.path} needs an admin key; {cure}",
         code="insufficient_permissions",
     )
 
@@ -217,7 +221,7 @@ def _is_without_inference(path: str) -> bool:
 
 
 def _authenticate(connection: HTTPConnection, rules: Rules) -> Caller:
-    caller = _caller(_key(connection, rules) if rules.keys else None, rules)
+    caller = _caller(_key_of(connection, rules), rules)
     asked = connection.headers.getlist(POLICY_HEADER)
     if rules.book is None:
         if asked or rules.file is not None:
@@ -249,6 +253,23 @@ def _caller(key: KeySpec | None, rules: Rules) -> Caller:
         book=rules.book,
         policy=policy,
     )
+
+
+def _key_of(connection: HTTPConnection, rules: Rules) -> KeySpec | None:
+    """The key of a request; None where nobody needs one, and it does not show the console's.
+
+    Raises:
+        ApiError: 401, it needs one.
+    """
+    if rules.keys:
+        return _key(connection, rules)
+    if rules.console is None:
+        return None
+    try:
+        return _key(connection, rules)
+    except ApiError:
+        # Clients send any key to a server that wants none.
+        return None
 
 
 def _key(connection: HTTPConnection, rules: Rules) -> KeySpec:

@@ -88,7 +88,7 @@ class EndpointPlugin:
         _check_server_arguments(args)
         name = (args.served_model_name or [args.model])[0]
         app.state.service = service = Service(load_settings(served_name=name), REGISTRY)
-        _check_log_format(service.settings)
+        _check_settings(service.settings)
         service.trail = open_trail(service.settings, service.metrics)
         service.tracer = open_tracer(service.settings)
         # vLLM tells its plugins nothing of the end.
@@ -148,7 +148,12 @@ class EndpointPlugin:
         state.canaries = asyncio.create_task(watch_canaries(service, serving))
 
 
-def _check_log_format(settings: ServeSettings) -> None:
+def _check_settings(settings: ServeSettings) -> None:
+    if settings.console:
+        raise ConfigError(
+            "got the setting console in vLLM's own server, which has no line to print its key in; "
+            "leave it out, and give an admin key in the policy file"
+        )
     if settings.log_format != "text":
         raise ConfigError(
             f"got log_format {settings.log_format!r} in vLLM's own server, which has set its "

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from circuit_breakers.artifact.manifest import Manifest
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.guard.policy import Policy
 from circuit_breakers.policies.api_keys import Pepper, load_pepper
+from circuit_breakers.policies.console_key import ConsoleKey
 from circuit_breakers.policies.policy_book import PolicyBook
 from circuit_breakers.policies.policy_file import KeySpec, LoadedFile, load_policy_file
 from circuit_breakers.policies.served_policy import ServedPolicy
@@ -35,9 +36,12 @@ class Rules:
     """Set where the file has keys."""
     book: PolicyBook | None = None
     """None until the breaker is known."""
+    console: ConsoleKey | None = None
+    """Set where this process has made one. Nobody else needs a key for that."""
 
     @property
     def keys(self) -> tuple[KeySpec, ...]:
+        """Those of the file; with any, everybody needs one."""
         return self.file.content.keys if self.file else ()
 
     @property
@@ -45,8 +49,10 @@ class Rules:
         return self.file is None or self.file.content.metrics == "open"
 
     def key_of(self, shown: str) -> KeySpec | None:
-        """The key that somebody shows; None when it is none of the file's."""
-        return self.pepper.find(shown, self.keys) if self.pepper else None
+        """The key that somebody shows; None when it is neither the file's nor the console's."""
+        found = self.pepper.find(shown, self.keys) if self.pepper else None
+        own = self.console.find(shown) if self.console else None
+        return own or found
 
 
 class Governance:
@@ -60,6 +66,7 @@ class Governance:
         """
         self._path = settings.policies
         self._pepper_file = settings.pepper_file
+        self._console = ConsoleKey() if settings.console else None
         self._breaker: tuple[Manifest, ServedPolicy] | None = None
         self.rules = self._read()
 
@@ -133,13 +140,13 @@ class Governance:
 
     def _read(self) -> Rules:
         if self._path is None:
-            return Rules()
+            return Rules(console=self._console)
         file = load_policy_file(self._path)
         if not file.content.keys:
-            return Rules(file=file)
+            return Rules(file=file, console=self._console)
         pepper = load_pepper(os.environ, self._pepper_file)
         pepper.check_made(file.content.keys)
-        return Rules(file=file, pepper=pepper)
+        return Rules(file=file, pepper=pepper, console=self._console)
 
     @staticmethod
     def _with_book(rules: Rules, manifest: Manifest, own: ServedPolicy) -> Rules:
@@ -147,4 +154,4 @@ class Governance:
             book = PolicyBook.without_file(own, manifest)
         else:
             book = PolicyBook.from_file(rules.file, own, manifest)
-        return Rules(file=rules.file, pepper=rules.pepper, book=book)
+        return replace(rules, book=book)

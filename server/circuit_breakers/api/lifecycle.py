@@ -245,9 +245,12 @@ def _ready_lines(service: Service, listener: socket.socket) -> str:
         "messages": [{"role": "user", "content": question}],
         "max_tokens": 32,
     }
+    console = service.governance.rules.console
+    console_line = f"console: {url}/console  key: {console.tell()}\n" if console else ""
     return (
         f"ready: {name} on {url}, breaker {breaker.manifest.name} "
         f"{breaker.digest[:12]}, mode {policy.mode}\n"
+        f"{console_line}"
         f"try:   curl {url}/v1/chat/completions{wants_key} -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'"
     )

@@ -83,6 +83,13 @@ def serve(
         Path | None,
         typer.Option(help="Secret that API keys are hashed with. [$CIRCUIT_BREAKERS_PEPPER]"),
     ] = None,
+    console: Annotated[
+        bool | None,
+        typer.Option(
+            "--console/--no-console",
+            help="Make an admin key for /console, and print it once. [no-console]",
+        ),
+    ] = None,
     tool_call_parser: Annotated[
         str | None,
         typer.Option(help="vLLM's parser for tool calls, e.g. hermes. [no tool calls]"),

@@ -37,6 +37,7 @@ from circuit_breakers.policies.limits import KeyLimits
 
 __all__ = [
     "ANONYMOUS",
+    "CONSOLE",
     "KeySpec",
     "LoadedFile",
     "PolicyFile",
@@ -49,6 +50,8 @@ __all__ = [
 
 ANONYMOUS = "anonymous"
 """Key id of a caller without a key."""
+CONSOLE = "console"
+"""Key id of the key that a process makes for its console."""
 
 TripAction = Literal["stop", "refuse", "error"]
 """What a client sees of a trip: its text up to there, a refusal in the place of the text, or an
@@ -62,7 +65,11 @@ Threshold = Annotated[float, Field(strict=True, ge=-1e6, le=1e6, allow_inf_nan=F
 """A logit. Far beyond what a probe gives, and well within float32."""
 Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
 
-_RESERVED = {ANONYMOUS: "callers without a key", "server": "what the server does by itself"}
+_RESERVED = {
+    ANONYMOUS: "callers without a key",
+    CONSOLE: "the key of serve --console",
+    "server": "what the server does by itself",
+}
 """Ids that the audit log has a meaning of its own for."""
 _MAX_SHOWN = 5
 _NAME_TEXT = "lower-case letters, digits, '.', '_' and '-', at most 64"

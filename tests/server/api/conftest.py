@@ -102,6 +102,13 @@ class Server:
             time.sleep(0.2)
         raise AssertionError(f"not ready after {_START_S} s: {self.err.read_text()[-3000:]}")
 
+    @property
+    def admin(self) -> dict[str, str]:
+        """Headers with the key of its console, where it was started with one."""
+        found = re.search(r"^console: \S+  key: (\S+)$", self.out.read_text(), re.MULTILINE)
+        assert found is not None
+        return {"Authorization": f"Bearer {found[1]}"}
+
     def children(self) -> list[psutil.Process]:
         children: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
         return children

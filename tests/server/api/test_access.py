@@ -235,6 +235,48 @@ def test_without_a_file_everybody_is_anonymous_and_nobody_an_admin() -> None:
         assert client.post("/test/whoami", headers={"X-Breaker-Policy": "x"}).status_code == 400
 
 
+CONSOLE = {"id": "console", "policy": "default", "judged_by": "default"}
+ANONYMOUS = CONSOLE | {"id": "anonymous"}
+
+
+def test_the_consoles_key_makes_nobody_else_need_one() -> None:
+    app = governed_app(None, console=True)
+    attach(app)
+    key = app.state.service.governance.rules.console.tell()
+    with client_of(app) as client:
+        for headers in (bearer(key), {"api-key": key}, {"x-api-key": key}):
+            assert client.post("/test/whoami", headers=headers).json() == CONSOLE
+            assert client.post("/v1/breaker/test", headers=headers).json() == "console"
+        # As without the key: whatever a client sends to a server that wants none.
+        for headers in (
+            {},
+            bearer("none"),
+            bearer(key[:-1]),
+            {"Authorization": "Basic x"},
+            bearer("none") | {"api-key": "other"},
+        ):
+            assert client.post("/test/whoami", headers=headers).json() == ANONYMOUS
+            refused = client.post("/v1/breaker/test", headers=headers)
+            assert refused.status_code == 403
+            assert "the one that the server printed" in refused.json()["error"]["message"]
+
+
+def test_the_consoles_key_stands_beside_those_of_a_file(tmp_path: Path) -> None:
+    app = governed_app(policy_file(tmp_path), console=True)
+    attach(app)
+    key = app.state.service.governance.rules.console.tell()
+    with client_of(app) as client:
+        admin = {"id": "console", "policy": "standard", "judged_by": "standard"}
+        assert client.post("/test/whoami", headers=bearer(key)).json() == admin
+        assert client.post("/test/whoami", headers=bearer("team")).json()["id"] == "team"
+        for headers in ({}, bearer("none"), bearer(key) | {"api-key": "team"}):
+            assert client.post("/test/whoami", headers=headers).status_code == 401
+        # The file is read again by that very key, which outlives it.
+        answer = client.post("/v1/breaker/reload", headers=bearer(key))
+        assert (answer.status_code, answer.json()["key_ids"]) == (200, ["bound", "ops", "team"])
+        assert client.post("/test/whoami", headers=bearer(key)).json() == admin
+
+
 def test_nobody_gets_past_before_the_policies_are_in_force(app: FastAPI) -> None:
     with client_of(app) as client:
         assert client.post("/test/whoami").status_code == 401

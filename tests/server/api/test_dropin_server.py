@@ -385,6 +385,14 @@ def test_a_log_format_that_comes_too_late_is_refused_with_the_cure(
         EndpointPlugin().attach_router(app)
 
 
+def test_a_key_that_nobody_would_print_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRCUIT_BREAKERS_CONSOLE", "1")
+    monkeypatch.setattr(endpoint_plugin, "REGISTRY", CollectorRegistry())
+    app = app_with(additional_config={"circuit_breakers": {"breaker": "/a"}})
+    with pytest.raises(ConfigError, match="give an admin key in the policy file"):
+        EndpointPlugin().attach_router(app)
+
+
 def test_keys_and_policies_stand_in_front_of_vllms_routes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -137,7 +137,7 @@ def test_a_stop_while_loading_is_quick_and_leaves_no_process(word_breaker: Path)
 
 
 def test_the_ready_line_says_how_to_try_the_server(server: Server) -> None:
-    ready, try_it = server.out.read_text().splitlines()
+    ready, console, try_it = server.out.read_text().splitlines()
     assert ready.startswith(f"ready: {MODEL} on {server.url}, breaker words ")
     assert ready.endswith(", mode enforce")
     command = try_it.removeprefix("try:   ")
@@ -145,6 +145,11 @@ def test_the_ready_line_says_how_to_try_the_server(server: Server) -> None:
         ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True
     )
     assert '"object":"chat.completion"' in answer.stdout
+    key = server.admin["Authorization"].removeprefix("Bearer ")
+    assert console == f"console: {server.url}/console  key: {key}"
+    assert server.http.get("/v1/breaker/trips").status_code == 403
+    assert server.http.get("/v1/breaker/trips", headers=server.admin).status_code == 200
+    assert key not in server.err.read_text()
 
 
 class ScriptedProcess(NamedTuple):
