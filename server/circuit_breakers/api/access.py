@@ -41,13 +41,15 @@ __all__ = [
     "blocking",
     "check_model",
     "require_admin",
+    "require_admin_for_scores",
+    "take_guard_request",
     "tightened_by",
 ]
 
 POLICY_HEADER = "X-Breaker-Policy"
 """Request header with the name of a policy to run under instead of the caller's own."""
 GUARD_FIELD = "guard"
-"""Request field that tightens: {policy, mode, target_fpr, threshold}."""
+"""Request field that tightens: {policy, mode, target_fpr, threshold}; and {token_scores}."""
 
 _KEY_HEADERS = ("api-key", "x-api-key")
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
@@ -96,6 +98,25 @@ def require_admin(request: Request) -> Caller:
     caller = authenticate(request)
     if caller.is_admin:
         return caller
+    raise _forbidden(request, f"{request.method} {request.url.path} needs an admin key; ")
+
+
+def require_admin_for_scores(request: Request, caller: Caller) -> None:
+    """Passes when a caller may have the scores of single tokens.
+
+    Raises:
+        ApiError: 403.
+    """
+    if not caller.is_admin:
+        raise _forbidden(
+            request,
+            "got guard.token_scores without an admin key, expected one, since they show which "
+            "words get past the guard; leave it out, or ",
+            param=f"{GUARD_FIELD}.token_scores",
+        )
+
+
+def _forbidden(request: Request, what: str, *, param: str | None = None) -> ApiError:
     service = service_of(request)
     service.load_metrics.record_refusal("forbidden")
     rules = service.governance.rules
@@ -108,11 +129,7 @@ def require_admin(request: Request) -> Caller:
             "give one in the policy file (--policies) with scope = ['admin'], or start the server "
             "with --console"
         )
-    raise ApiError(
-        403,
-        f"{request.method} {request.url.path} needs an admin key; {cure}",
-        code="insufficient_permissions",
-    )
+    return ApiError(403, what + cure, code="insufficient_permissions", param=param)
 
 
 def check_model(caller: Caller, model: str) -> None:
@@ -130,21 +147,37 @@ def check_model(caller: Caller, model: str) -> None:
         )
 
 
-def tightened_by(caller: Caller, data: dict[str, Any]) -> ServedPolicy:
-    """What a request runs under; takes its `guard` field out of the body.
+def take_guard_request(data: dict[str, Any]) -> GuardRequest | None:
+    """The `guard` field, taken out of the body; None where there is none.
+
+    Raises:
+        ApiError: 400, it does not fit.
+    """
+    value = data.pop(GUARD_FIELD, None)
+    try:
+        return None if value is None else parse_guard_request(value)
+    except PolicyRequestError as e:
+        raise _not_allowed(e) from e
+
+
+def tightened_by(caller: Caller, asked: GuardRequest | None) -> ServedPolicy:
+    """What a request runs under.
 
     Raises:
         ApiError: 400 for a field that would loosen, 503 before the engine is there.
     """
-    asked = data.pop(GUARD_FIELD, None)
     if caller.policy is None or caller.book is None:
         raise not_ready("no policy is in force yet")
     if asked is None:
         return caller.policy
     try:
-        return caller.book.tightened(caller.policy, parse_guard_request(asked))
+        return caller.book.tightened(caller.policy, asked)
     except PolicyRequestError as e:
-        raise ApiError(400, str(e), code="policy_not_allowed", param=GUARD_FIELD) from e
+        raise _not_allowed(e) from e
+
+
+def _not_allowed(error: PolicyRequestError) -> ApiError:
+    return ApiError(400, str(error), code="policy_not_allowed", param=GUARD_FIELD)
 
 
 def blocking(served: ServedPolicy, phases: frozenset[Phase]) -> ServedPolicy:

@@ -24,19 +24,20 @@ class Annotator(Protocol):
 
     @property
     def watches(self) -> bool:
-        """Every chunk of a stream is shown to it, not only those that begin or end something."""
+        """Every chunk of a stream is shown to it, whatever is in it."""
         ...
 
     def on_body(self, body: dict[str, Any], reports: ReportSource) -> None:
         """Annotates a whole answer."""
         ...
 
-    def on_first_chunk(self, chunk: dict[str, Any], reports: ReportSource) -> None:
-        """Annotates the first chunk of a stream, whose prompts have all been judged."""
-        ...
+    def on_chunk(self, chunk: dict[str, Any], reports: ReportSource, *, is_first: bool) -> None:
+        """Annotates a chunk of a stream: each one it watches, else the first one and those that end
+        a choice.
 
-    def on_choice(self, choice: dict[str, Any], reports: ReportSource) -> None:
-        """Annotates a choice in a chunk: each one it watches, else the one that ends it."""
+        Args:
+            is_first: the stream's prompts have all been judged, and nothing was sent.
+        """
         ...
 
     def last_chunks(self, reports: ReportSource) -> list[dict[str, Any]]:

@@ -39,16 +39,16 @@ class AzureAnnotator:
         for choice in body["choices"]:
             choice["content_filter_results"] = _results(reports, choice["index"], "completion")
 
-    def on_first_chunk(self, chunk: dict[str, Any], reports: ReportSource) -> None:
-        chunk["prompt_filter_results"] = self._prompts(reports)
-
-    def on_choice(self, choice: dict[str, Any], reports: ReportSource) -> None:
-        index = choice["index"]
-        if self.watches:
-            delta = choice.get("delta") or {}
-            self._num_chars[index] += len(delta.get("content") or choice.get("text") or "")
-        if choice.get("finish_reason") is not None:
-            choice["content_filter_results"] = _results(reports, index, "completion")
+    def on_chunk(self, chunk: dict[str, Any], reports: ReportSource, *, is_first: bool) -> None:
+        if is_first:
+            chunk["prompt_filter_results"] = self._prompts(reports)
+        for choice in chunk["choices"]:
+            index = choice["index"]
+            if self.watches:
+                delta = choice.get("delta") or {}
+                self._num_chars[index] += len(delta.get("content") or choice.get("text") or "")
+            if choice.get("finish_reason") is not None:
+                choice["content_filter_results"] = _results(reports, index, "completion")
 
     def last_chunks(self, reports: ReportSource) -> list[dict[str, Any]]:
         if not self.watches:

@@ -19,11 +19,18 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from circuit_breakers.api.access import authenticate, blocking, check_model, tightened_by
+from circuit_breakers.api.access import (
+    authenticate,
+    blocking,
+    check_model,
+    require_admin_for_scores,
+    take_guard_request,
+    tightened_by,
+)
 from circuit_breakers.api.accounting import RequestRecord
 from circuit_breakers.api.azure import AzureAnnotator
 from circuit_breakers.api.body import read_json_object
-from circuit_breakers.api.endpoints import Endpoint
+from circuit_breakers.api.endpoints import ENDPOINTS, Endpoint
 from circuit_breakers.api.errors import ApiError, stopped, unreadable_answer
 from circuit_breakers.api.governed_route import ticket_of
 from circuit_breakers.api.moderation import (
@@ -34,6 +41,7 @@ from circuit_breakers.api.moderation import (
 )
 from circuit_breakers.api.moderations import moderate
 from circuit_breakers.api.service import Service, service_of
+from circuit_breakers.api.token_scores import TokenScoreAnnotator
 from circuit_breakers.api.trip_actions import act_on_body, act_on_prompt, act_on_stream
 from circuit_breakers.engine.session import GuardSession, guard_session
 from circuit_breakers.policies.served_policy import ServedPolicy
@@ -64,12 +72,18 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
     service = service_of(request)
     record = service.new_record(request.headers)
     record.endpoint = endpoint
+    scores: TokenScoreAnnotator | None = None
     try:
         serving = service.serving()
         caller = authenticate(request)
         record.key_id = caller.key_id
         data = await read_json_object(request, service.settings.max_body_bytes)
-        served = tightened_by(caller, data)
+        wanted = take_guard_request(data)
+        served = tightened_by(caller, wanted)
+        wants_scores = wanted is not None and wanted.token_scores
+        if wants_scores:
+            _check_scores(endpoint)
+            require_admin_for_scores(request, caller)
         asked = moderation_request(data.get("moderation"), (serving.breaker_name,))
         if asked is not None:
             served = blocking(served, asked.blocked_phases)
@@ -88,10 +102,15 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
             record.choices_per_prompt = call.shape.num_choices // call.num_prompts
             check_model(caller, call.shape.model)
             call.annotators = tuple(_annotators(call, asked, serving, service, request))
+            if wants_scores:
+                scores = TokenScoreAnnotator(call, session, serving.tokenizer)
+                call.annotators += (scores,)
             opening = _open(service, call, session, served, ticket_of(request))
             opened = await _unless_gone(request, opening)
     except ApiError as error:
         record.fail(error)
+        if scores is not None and error.guard is not None:
+            error.token_scores = scores.of_error(error.guard)
         error.headers["X-Request-Id"] = record.request_id
         raise
     except (_ClientGoneError, ClientDisconnect):
@@ -104,6 +123,22 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
         return _EventResponse(_Delivery(opened, call, session, served, record))
     record.complete(call.usage())
     return JSONResponse(opened, headers={"X-Request-Id": record.request_id})
+
+
+def _check_scores(endpoint: Endpoint | Literal["moderation"]) -> None:
+    """Passes for an endpoint whose answers have a place for token scores.
+
+    Raises:
+        ApiError: 400.
+    """
+    if endpoint == "moderation" or not ENDPOINTS[endpoint].rules.has_token_scores:
+        raise ApiError(
+            400,
+            "guard.token_scores is not served here, as this answer has no choices to put them in; "
+            "leave it out, or ask /v1/chat/completions or /v1/completions",
+            code="unsupported_parameter",
+            param="guard.token_scores",
+        )
 
 
 def _annotators(

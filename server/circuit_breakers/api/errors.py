@@ -71,6 +71,8 @@ class ApiError(CircuitBreakersError):
         self.code = code
         self.param = param
         self.guard = guard
+        self.token_scores: list[dict[str, Any]] | None = None
+        """Beside `guard`, for an admin who asked."""
         self.headers = dict(headers or {})
 
     def to_json(self) -> dict[str, Any]:
@@ -84,6 +86,8 @@ class ApiError(CircuitBreakersError):
         }
         if self.guard is not None:
             error["guard"] = self.guard.to_json()
+        if self.token_scores is not None:
+            error["token_scores"] = self.token_scores
         return {"error": error}
 
     def to_anthropic_json(self) -> dict[str, Any]:

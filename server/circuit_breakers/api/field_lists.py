@@ -95,6 +95,7 @@ _SHARED_REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
 CHAT_FIELDS = FieldRules(
     prompt_field="messages",
     check=check_messages,
+    has_token_scores=True,
     own=frozenset({"moderation"}),
     allowed=_SHARED_ALLOWED
     | {
@@ -126,6 +127,7 @@ CHAT_FIELDS = FieldRules(
 COMPLETION_FIELDS = FieldRules(
     prompt_field="prompt",
     check=check_completion,
+    has_token_scores=True,
     allowed=_SHARED_ALLOWED | {"echo", "prompt", "suffix"},
     ignored=_SHARED_IGNORED,
     refused=_SHARED_REFUSED

@@ -46,6 +46,8 @@ class FieldRules:
     """Fields that this server reads itself; they do not go on to vLLM."""
     required: tuple[str, ...] = ()
     """Fields besides the prompt that a request must have."""
+    has_token_scores: bool = False
+    """Its answers have a place for the scores of single tokens."""
     check: Callable[[Mapping[str, Any]], None]
     """Passes for a prompt that is text; raises ApiError for any other."""
 
@@ -87,11 +89,14 @@ class FieldRules:
     def json_schema(self) -> dict[str, Any]:
         """The top level of the request body, for OpenAPI."""
         # `guard` is read before the fields are selected (api/access.py).
+        guard = GuardRequest.model_json_schema()
+        if not self.has_token_scores:
+            del guard["properties"]["token_scores"]
         return {
             "type": "object",
             "required": [self.prompt_field, *self.required],
             "properties": {
-                "guard": GuardRequest.model_json_schema(),
+                "guard": guard,
                 **{name: {} for name in sorted(self.names)},
             },
             "additionalProperties": False,

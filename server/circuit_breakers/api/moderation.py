@@ -188,11 +188,8 @@ class _Moderation:
     num_choices: int
     watches: bool = False
 
-    def on_first_chunk(self, chunk: dict[str, Any], reports: ReportSource) -> None:
+    def on_chunk(self, chunk: dict[str, Any], reports: ReportSource, *, is_first: bool) -> None:
         """Says nothing before all is judged."""
-
-    def on_choice(self, choice: dict[str, Any], reports: ReportSource) -> None:
-        """Says nothing in a choice."""
 
     def on_body(self, body: dict[str, Any], reports: ReportSource) -> None:
         body["moderation"] = self.result(reports)

@@ -38,7 +38,8 @@ _ERRORS = {
 }
 _OF_READING = (400, 401, 403, 404, 503)
 
-_NULLABLE_TEXT = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_NULLABLE_TEXT: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+_NULLABLE_NUMBER: dict[str, Any] = {"anyOf": [{"type": "number"}, {"type": "null"}]}
 _GUARD = {
     "description": "What the circuit breaker saw: the trip, or the score that came closest.",
     "anyOf": [
@@ -52,13 +53,29 @@ _GUARD = {
                 "tripped": {"type": "boolean"},
                 "phase": {"enum": ["prompt", "completion", None]},
                 "probe": _NULLABLE_TEXT,
-                "score": {"anyOf": [{"type": "number"}, {"type": "null"}]},
-                "threshold": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+                "score": _NULLABLE_NUMBER,
+                "threshold": _NULLABLE_NUMBER,
                 "token_index": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
             },
         },
         {"type": "null"},
     ],
+}
+_TOKEN_SCORES = {
+    "description": "For an admin who asks by guard.token_scores: each judged token, in order.",
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["index", "phase", "token", "score", "probe", "threshold"],
+        "properties": {
+            "index": {"type": "integer", "description": "Position in prompt and completion."},
+            "phase": {"enum": ["prompt", "completion"]},
+            "token": _NULLABLE_TEXT | {"description": "Its text; null where it is withheld."},
+            "score": _NULLABLE_NUMBER | {"description": "Null where no score is judged."},
+            "probe": _NULLABLE_TEXT,
+            "threshold": _NULLABLE_NUMBER,
+        },
+    },
 }
 _ERROR = {
     "type": "object",
@@ -73,6 +90,7 @@ _ERROR = {
                 "param": _NULLABLE_TEXT,
                 "code": _NULLABLE_TEXT,
                 "guard": _GUARD,
+                "token_scores": _TOKEN_SCORES,
             },
         }
     },
@@ -199,8 +217,15 @@ def with_answers(document: dict[str, Any], answer_schemas: Any | None) -> dict[s
         answers, definitions = answer_schemas(_REF)
         schemas |= definitions
         for name, endpoint in _ENDPOINT_OF_ANSWER.items():
-            added = {"type": "object", "properties": {"guard": _GUARD}}
-            schemas[name] = {"allOf": [answers[endpoint], added]}
+            added: dict[str, Any] = {"guard": _GUARD}
+            if ENDPOINTS[endpoint].rules.has_token_scores:
+                choice = {"guard": _GUARD, "token_scores": _TOKEN_SCORES}
+                added["choices"] = {
+                    "type": "array",
+                    "items": {"type": "object", "properties": choice},
+                }
+            described = {"type": "object", "properties": added}
+            schemas[name] = {"allOf": [answers[endpoint], described]}
     components = document.get("components", {})
     schemas = components.get("schemas", {}) | schemas
     return document | {"components": components | {"schemas": schemas}}

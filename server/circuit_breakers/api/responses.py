@@ -172,10 +172,8 @@ def _chunk(
     if ended:
         add_guard(chunk, reports)
     for annotator in annotators:
-        if is_first:
-            annotator.on_first_chunk(chunk, reports)
-        for choice in chunk["choices"] if annotator.watches else ended:
-            annotator.on_choice(choice, reports)
+        if is_first or ended or annotator.watches:
+            annotator.on_chunk(chunk, reports, is_first=is_first)
     return data_event(chunk)
 
 

@@ -189,9 +189,13 @@ class Serving:
         named = request.model in self.guarded.loras
         return Call(endpoint, request, request.model if named else self.model_name)
 
+    @property
+    def tokenizer(self) -> Any:
+        return self.guarded.input_processor.tokenizer
+
     def ends_at_once(self) -> dict[str, Any]:
         """Fields of a request that ends with its prefill; without an end of turn, a step later."""
-        end: int | None = self.guarded.input_processor.tokenizer.eos_token_id
+        end: int | None = self.tokenizer.eos_token_id
         return {} if end is None else {"allowed_token_ids": [end]}
 
     async def start(self, call: Call) -> dict[str, Any] | AsyncGenerator[str, None]:

@@ -18,6 +18,7 @@ from uuid import uuid4
 from circuit_breakers.api.endpoints import Endpoint
 from circuit_breakers.api.errors import prompt_tripped, stopped
 from circuit_breakers.api.responses import DONE, data_event
+from circuit_breakers.api.token_scores import TOKEN_SCORES, withheld
 from circuit_breakers.engine.session import GuardSession
 from circuit_breakers.metrics import was_stopped
 from circuit_breakers.policies.served_policy import ServedPolicy
@@ -89,7 +90,12 @@ def _act_on_choices(body: dict[str, Any], session: GuardSession, served: ServedP
             "logprobs": None,
             "finish_reason": "content_filter",
             **{name: choice[name] for name in _NOT_TEXT if name in choice},
+            **_withheld_scores(choice),
         }
+
+
+def _withheld_scores(choice: dict[str, Any]) -> dict[str, Any]:
+    return {TOKEN_SCORES: withheld(choice[TOKEN_SCORES])} if TOKEN_SCORES in choice else {}
 
 
 def _output_message(text: str) -> dict[str, Any]:
@@ -139,7 +145,9 @@ async def _acted_on(
                     if report is None or not was_stopped(report):
                         continue
                     if served.action == "error":
-                        yield data_event(stopped(report).to_json())
+                        error = stopped(report)
+                        error.token_scores = _withheld_scores(choice).get(TOKEN_SCORES)
+                        yield data_event(error.to_json())
                         yield DONE
                         return
                     # vLLM's first event of a chat has the role, if there is one before the end.
@@ -153,8 +161,10 @@ async def _acted_on(
 
 def _refuse_in_last_chunk(choice: dict[str, Any], served: ServedPolicy, *, has_role: bool) -> None:
     # The chunk may bring the last of the text, too, for a client that reads slowly.
+    scores = _withheld_scores(choice)
     for name in choice.keys() - {"index", "finish_reason", *_NOT_TEXT}:
         choice[name] = None
+    choice |= scores
     if "delta" in choice:
         choice["delta"] = {} if has_role else {"role": "assistant"}
         choice["delta"]["content"] = served.refusal

@@ -103,8 +103,7 @@ class GuardedEngine:
         first_choice = session.add_request(params.n)
         session.request_ids.append(request_id)
         outputs = self._engine.generate(prompt, params, request_id, **kwargs)
-        delta = params.output_kind.name == "DELTA"
-        return self._guarded(session, first_choice, request_id, outputs, delta)
+        return self._guarded(session, first_choice, request_id, outputs, params)
 
     def _adapter(self, asked: Any) -> Any:
         if asked is None or self._lora_request is not None:
@@ -123,9 +122,10 @@ class GuardedEngine:
         first_choice: int,
         request_id: str,
         outputs: Any,
-        delta: bool,
+        params: Any,
     ) -> AsyncGenerator[Any, None]:
         finished = False
+        delta = params.output_kind.name == "DELTA"
         try:
             async for output in outputs:
                 finished = output.finished
@@ -134,6 +134,7 @@ class GuardedEngine:
                     choice = first_choice + completion.index
                     policy = session.policy or self.policy
                     stream = session.stream(policy, choice, num_prompt_tokens)
+                    stream.prompt_token_ids, stream.params = output.prompt_token_ids, params
                     self._check(session, stream, completion, delta)
                 if any(completion.token_ids for completion in output.outputs):
                     session.delivered()

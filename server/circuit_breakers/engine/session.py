@@ -7,9 +7,10 @@ that its caller runs in.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from circuit_breakers.engine.delivery import TokenScores
 from circuit_breakers.guard.breaker import StreamBreaker
@@ -49,6 +50,9 @@ class ChoiceStream:
         """The engine stopped it for a trip."""
         self.finish_reason: str | None = None
         """Why it ended; None while it runs."""
+        self.prompt_token_ids: Sequence[int] = ()
+        self.params: Any = None
+        """vLLM's sampling parameters of it."""
 
     @property
     def breaker(self) -> StreamBreaker:
@@ -129,6 +133,10 @@ class GuardSession:
         """
         stream = self._streams.get(choice)
         return None if stream is None else stream.breaker.report()
+
+    def stream_for(self, choice: int) -> ChoiceStream | None:
+        """The stream of choice `choice` of the response; None when it has not run."""
+        return self._streams.get(choice)
 
     def finish_reason_for(self, choice: int) -> str | None:
         """Why choice `choice` ended; None while it runs or when it has not run."""

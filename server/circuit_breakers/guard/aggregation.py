@@ -1,20 +1,21 @@
 """From token logits to the running score of a stream: the one function that training,
 calibration and serving share.
 
-Shapes: T tokens of one stream, in position order. Token logits are float32; state is float64 so
-that the result does not depend on how the stream was cut into chunks.
+Shapes: T tokens of one stream, in position order; K probes. Token logits are float32; state is
+float64 so that the result does not depend on how the stream was cut into chunks.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from circuit_breakers.artifact.manifest import Aggregation
 
-__all__ = ["RunningScore", "aggregate"]
+__all__ = ["RunningScore", "RunningScores", "aggregate"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -81,6 +82,27 @@ class RunningScore:
         else:
             self._buffer.append(logit)
             self._value = sum(self._buffer) / len(self._buffer)
+
+
+class RunningScores:
+    """Running scores of one stream under K probes, fed chunk by chunk."""
+
+    __slots__ = ("_running",)
+
+    def __init__(self, specs: Sequence[Aggregation], *, skip_tokens: int = 0) -> None:
+        """Starts before position 0.
+
+        Args:
+            specs: of the K probes.
+            skip_tokens: leading positions left out, where that is more than a spec's.
+        """
+        self._running = [RunningScore(spec, skip_tokens=skip_tokens) for spec in specs]
+
+    def update(self, logit_TK: FloatArray) -> FloatArray:
+        """Running scores after each of the next T tokens, float32 (T, K)."""
+        return np.stack(
+            [running.update(logit_TK[:, k]) for k, running in enumerate(self._running)], axis=1
+        )
 
 
 def aggregate(logit_T: FloatArray, spec: Aggregation) -> FloatArray:

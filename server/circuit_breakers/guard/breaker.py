@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from circuit_breakers.guard.aggregation import RunningScore
 from circuit_breakers.guard.decision import GuardReport, Phase, Trip
 from circuit_breakers.guard.policy import Policy
 
@@ -39,11 +38,7 @@ class StreamBreaker:
     def __init__(self, policy: Policy, num_prompt_tokens: int) -> None:
         self._policy = policy
         self._num_prompt_tokens = num_prompt_tokens
-        # A completion that is judged alone starts its scores at its first token.
-        skip_tokens = 0 if "prompt" in policy.phases else num_prompt_tokens
-        self._running = [
-            RunningScore(p.aggregation, skip_tokens=skip_tokens) for p in policy.probes
-        ]
+        self._running = policy.running_scores(num_prompt_tokens)
         self._threshold_K = policy.threshold_K
         self._peak_K = np.full(len(policy.probes), -np.inf, np.float32)
         self._peak_index_K = np.zeros(len(policy.probes), np.int64)
@@ -94,9 +89,7 @@ class StreamBreaker:
         if num_tokens == 0:
             return None
         start = self.num_seen
-        score_TK = np.stack(
-            [run.update(logit_TK[:, k]) for k, run in enumerate(self._running)], axis=1
-        )
+        score_TK = self._running.update(logit_TK)
         unscored_T = np.asarray((~np.isfinite(logit_TK)).any(axis=1))
         num_unscored = int(unscored_T.sum())
         self.num_unscored += num_unscored

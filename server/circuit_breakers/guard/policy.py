@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from circuit_breakers.artifact.manifest import Manifest, ProbeSpec
+from circuit_breakers.guard.aggregation import RunningScores
 from circuit_breakers.guard.decision import Mode, Phase
 from circuit_breakers.guard.operating_point import probes_at
 from circuit_breakers.guard.screen import Screen
@@ -91,6 +92,12 @@ class Policy:
         an exponential mean only rise with a logit above them.
         """
         return max(p.aggregation.window or 1 for p in self.probes)
+
+    def running_scores(self, num_prompt_tokens: int) -> RunningScores:
+        """Those of a stream at its start; of a completion that is judged alone, at its first
+        token."""
+        skip_tokens = 0 if "prompt" in self.phases else num_prompt_tokens
+        return RunningScores([p.aggregation for p in self.probes], skip_tokens=skip_tokens)
 
     def num_skipped(self, num_prompt_tokens: int) -> int:
         """Leading positions that no probe judges; they must have a finite logit all the same."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from circuit_breakers.artifact.manifest import Manifest
 from circuit_breakers.errors import CalibrationError, PolicyRequestError
@@ -28,7 +28,7 @@ PolicyName = Annotated[str, Field(max_length=64)]
 
 
 class GuardRequest(BaseModel):
-    """The `guard` field of a request: what it wants stricter."""
+    """The `guard` field of a request: what it wants stricter, and whether it wants scores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +37,8 @@ class GuardRequest(BaseModel):
     mode: Mode | None = None
     target_fpr: Share | None = None
     threshold: Threshold | dict[PolicyName, Threshold] | None = None
+    token_scores: StrictBool = False
+    """The score of each token in the answer, for an admin."""
 
 
 def parse_guard_request(value: Any) -> GuardRequest:
@@ -52,7 +54,8 @@ def parse_guard_request(value: Any) -> GuardRequest:
         place = ".".join(map(str, ("guard", *problem["loc"][:1])))
         raise PolicyRequestError(
             f"{place}: {problem['msg'].lower()}; expected an object with policy (a name), mode "
-            "(enforce), and target_fpr (a share between 0 and 1) or threshold (a logit)"
+            "(enforce), target_fpr (a share between 0 and 1) or threshold (a logit), and "
+            "token_scores (true or false)"
         ) from e
     if asked.target_fpr is not None and asked.threshold is not None:
         raise PolicyRequestError("guard: got target_fpr and threshold, expected one; remove one")

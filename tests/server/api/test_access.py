@@ -12,7 +12,13 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from circuit_breakers.api.access import authenticate, check_model, require_admin, tightened_by
+from circuit_breakers.api.access import (
+    authenticate,
+    check_model,
+    require_admin,
+    take_guard_request,
+    tightened_by,
+)
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.engine.session import GuardSession
 
@@ -210,14 +216,18 @@ def test_the_field_tightens_what_the_header_left(client: TestClient, app: FastAP
     }
     caller = authenticate(Request(scope))
     data: dict[str, Any] = {"model": "m", "guard": {"threshold": 0.5}}
-    served = tightened_by(caller, data)
+    served = tightened_by(caller, take_guard_request(data))
     assert data == {"model": "m"}, "vLLM does not see the field"
     assert served.policy.threshold_K.tolist() == [0.5, 0.5]
     assert served.name == "strict", "metrics know names of the file only"
-    assert tightened_by(caller, {"guard": None}) is caller.policy
+    assert take_guard_request({"guard": None}) is None
+    assert tightened_by(caller, None) is caller.policy
+    assert tightened_by(caller, take_guard_request({"guard": {"token_scores": True}})) == (
+        caller.policy
+    )
     for value in ({"threshold": 2}, {"policy": "standard"}, {"x": 1}, 5, [], "strict"):
         with pytest.raises(ApiError) as caught:
-            tightened_by(caller, {"guard": value})
+            tightened_by(caller, take_guard_request({"guard": value}))
         assert (caught.value.status, caught.value.param) == (400, "guard")
 
 
