@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import http.client
 import json
 import os
 import time
@@ -13,17 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TextIO
-from urllib.parse import urlsplit
 
 import typer
 
 from circuit_breakers.cli.apps import app, reported_errors
+from circuit_breakers.cli.remote import DEFAULT_URL, ApiKeyOption, Remote, UrlOption
 from circuit_breakers.errors import CircuitBreakersError, ConfigError
 
 __all__ = ["score"]
 
 _MAX_TRIES = 8
-_TIMEOUT_S = 600
 _BUSY = (429, 503)
 
 
@@ -63,11 +61,8 @@ def score(
     out: Annotated[
         Path | None, typer.Option(help="File for the scores, .csv or .jsonl. [JSONL on stdout]")
     ] = None,
-    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str | None,
-        typer.Option(help="Key, where the server wants one.", envvar="CIRCUIT_BREAKERS_API_KEY"),
-    ] = None,
+    url: UrlOption = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 8,
 ) -> None:
     """Score conversations by prefill alone, as POST /v1/moderations does; nothing is generated.
@@ -80,7 +75,7 @@ def score(
         if out is not None and not out.resolve().parent.is_dir():
             raise ConfigError(f"got --out {out}, expected a file in an existing directory")
         rows = list(_read(file))
-        server = _Server(url, api_key)
+        server = Remote(url, api_key)
     with reported_errors():
         scored = _score_all(server, rows, concurrency)
         if out is None:
@@ -97,78 +92,46 @@ def score(
         typer.echo(f"{name}: {flagged} of {num} flagged ({flagged / num:.1%})", err=True)
 
 
-class _Server:
-    """Where /v1/moderations is."""
+def _score(server: Remote, row: _Row) -> _Scored:
+    """One conversation's scores.
 
-    def __init__(self, url: str, api_key: str | None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"got --url {url!r}, expected one such as http://127.0.0.1:8000")
-        self._kind = (
-            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    Raises:
+        CircuitBreakersError: the server does not give them.
+    """
+    for attempt in range(_MAX_TRIES):
+        try:
+            answer = server.ask("moderations", {"input": row.messages})
+        except CircuitBreakersError as e:
+            raise CircuitBreakersError(f"line {row.line}: {e}") from e
+        if answer.status not in _BUSY:
+            break
+        # It may be a date, from a proxy.
+        after = answer.retry_after
+        seconds = int(after) if after and after.isdecimal() else 2**attempt
+        time.sleep(min(seconds, 60))
+    if answer.status != 200:
+        raise CircuitBreakersError(
+            f"line {row.line}: got HTTP {answer.status} from {server.place}, expected scores: "
+            f"{answer.reason}"
         )
-        self._place = parts.netloc.rpartition("@")[2]
-        self._path = parts.path.rstrip("/").removesuffix("/v1") + "/v1/moderations"
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-
-    def score(self, row: _Row) -> _Scored:
-        """One conversation's scores.
-
-        Raises:
-            CircuitBreakersError: the server does not give them.
-        """
-        body = json.dumps({"input": row.messages})
-        for attempt in range(_MAX_TRIES):
-            status, retry_after, answer = self._post(body, row)
-            if status not in _BUSY:
-                break
-            # It may be a date, from a proxy.
-            seconds = int(retry_after) if retry_after and retry_after.isdecimal() else 2**attempt
-            time.sleep(min(seconds, 60))
-        if status != 200:
-            error = answer.get("error")
-            # A proxy's may be text.
-            said = error.get("message", "no reason") if isinstance(error, dict) else "no reason"
-            raise CircuitBreakersError(
-                f"line {row.line}: got HTTP {status} from {self._place}{self._path}, expected "
-                f"scores: {said}"
-            )
-        try:
-            (result,) = answer["results"]
-            scores = {str(name): float(p) for name, p in result["category_scores"].items()}
-            return _Scored(row=row, flagged=bool(result["flagged"]), scores=scores)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise CircuitBreakersError(
-                f"line {row.line}: got an answer without scores from {self._place}, expected a "
-                "server with a breaker; check --url"
-            ) from e
-
-    def _post(self, body: str, row: _Row) -> tuple[int, str | None, dict[str, Any]]:
-        connection = self._kind(self._place, timeout=_TIMEOUT_S)
-        try:
-            connection.request("POST", self._path, body.encode(), self._headers)
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            raise CircuitBreakersError(
-                f"line {row.line}: {self._place} does not answer ({type(e).__name__}); check "
-                "--url, and that the server is ready"
-            ) from e
-        finally:
-            connection.close()
-        after = response.getheader("Retry-After")
-        return response.status, after, answer if isinstance(answer, dict) else {}
+    try:
+        (result,) = answer.body["results"]
+        scores = {str(name): float(p) for name, p in result["category_scores"].items()}
+        return _Scored(row=row, flagged=bool(result["flagged"]), scores=scores)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise CircuitBreakersError(
+            f"line {row.line}: got an answer without scores from {server.place}, expected a "
+            "server with a breaker; check --url"
+        ) from e
 
 
-def _score_all(server: _Server, rows: list[_Row], concurrency: int) -> list[_Scored]:
+def _score_all(server: Remote, rows: list[_Row], concurrency: int) -> list[_Scored]:
     """In the file's order; the first failure ends it."""
     from rich.console import Console
     from rich.progress import track
 
     with ThreadPoolExecutor(concurrency) as pool:
-        running = [pool.submit(server.score, row) for row in rows]
+        running = [pool.submit(_score, server, row) for row in rows]
         try:
             waiting = track(running, "scoring", console=Console(stderr=True), disable=not running)
             return [one.result() for one in waiting]
