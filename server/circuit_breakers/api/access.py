@@ -34,6 +34,7 @@ from circuit_breakers.policies.tightening import (
 
 __all__ = [
     "GUARD_FIELD",
+    "OPEN_PATHS",
     "POLICY_HEADER",
     "AccessGate",
     "Caller",
@@ -51,8 +52,10 @@ POLICY_HEADER = "X-Breaker-Policy"
 GUARD_FIELD = "guard"
 """Request field that tightens: {policy, mode, target_fpr, threshold}; and {token_scores}."""
 
+OPEN_PATHS = frozenset({"/livez", "/readyz"})
+"""Those that orchestrators ask, which have no key."""
+
 _KEY_HEADERS = ("api-key", "x-api-key")
-_OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _WITHOUT_INFERENCE = frozenset({"/v1/breaker", "/v1/models", "/metrics", "/openapi.json"})
 _PREFIXES_WITHOUT_INFERENCE = ("/v1/breaker/", "/v1/models/")
 _REFUSALS_BY_STATUS: dict[int, Refusal] = {401: "unauthenticated", 403: "forbidden"}
@@ -204,9 +207,7 @@ def blocking(served: ServedPolicy, phases: frozenset[Phase]) -> ServedPolicy:
 class AccessGate:
     """Lets a request in with its Caller, and makes what it generates run under its policy."""
 
-    def __init__(
-        self, app: ASGIApp, service: Service, open_paths: frozenset[str] = _OPEN_PATHS
-    ) -> None:
+    def __init__(self, app: ASGIApp, service: Service, open_paths: frozenset[str]) -> None:
         """Stands in front of `app`.
 
         Args:

@@ -3,7 +3,7 @@
     POST /v1/chat/completions   POST /v1/completions   POST /v1/responses   POST /v1/messages
     POST /v1/moderations   GET /v1/models   GET /v1/models/NAME   GET /v1/breaker
     POST /v1/breaker/reload   GET /v1/breaker/trips   GET /v1/breaker/what-if (for operators)
-    GET /metrics   GET /livez   GET /readyz   GET /openapi.json
+    GET /metrics   GET /livez   GET /readyz   GET /openapi.json   GET /console and its files
 
 Every route that generates or scores goes through `complete` (completions.py): what holds for all
 of them is done there.
@@ -21,9 +21,10 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 
-from circuit_breakers.api.access import AccessGate, Caller, authenticate, require_admin
+from circuit_breakers.api.access import OPEN_PATHS, AccessGate, Caller, authenticate, require_admin
 from circuit_breakers.api.admin import add_admin_routes
 from circuit_breakers.api.completions import complete
+from circuit_breakers.api.console import CONSOLE_PATHS, add_console
 from circuit_breakers.api.describe import breaker_json, model_json, models_json
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.exact_path import ExactPath
@@ -60,7 +61,7 @@ def create_app(
     _add_probes(app)
     _add_error_handlers(app)
     describe(app)
-    app.add_middleware(AccessGate, service=service)
+    app.add_middleware(AccessGate, service=service, open_paths=OPEN_PATHS | CONSOLE_PATHS)
     app.add_middleware(ExactPath)
     return app
 
@@ -111,6 +112,7 @@ def add_guarded_routes(app: FastAPI) -> None:
 
     add_admin_routes(app)
     _add_models(app)
+    add_console(app)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:

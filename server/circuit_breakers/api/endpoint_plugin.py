@@ -6,7 +6,7 @@
     ours, new                        POST /v1/moderations        GET /v1/breaker
                                      GET /v1/models/NAME
                                      GET /v1/breaker/trips       GET /v1/breaker/what-if
-                                     POST /v1/breaker/reload
+                                     POST /v1/breaker/reload     GET /console and its files
     vLLM's, on the guarded engine    POST /v1/chat/completions/batch (batch_route.py)
     vLLM's, without generation       tokenize, health, metrics, documentation
     everything else                  404
@@ -34,6 +34,7 @@ from circuit_breakers.api.access import AccessGate
 from circuit_breakers.api.admin import ADMIN_ROUTES
 from circuit_breakers.api.app import add_guarded_routes
 from circuit_breakers.api.batch_route import BatchRoute
+from circuit_breakers.api.console import CONSOLE_PATHS
 from circuit_breakers.api.errors import ApiError
 from circuit_breakers.api.logs import ENGINE_CONFIG
 from circuit_breakers.api.openapi import describe
@@ -53,6 +54,7 @@ _OWN = (
     *("POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses"),
     *("POST /v1/messages", "POST /v1/moderations", "GET /v1/breaker"),
     *("POST /v1/breaker/reload", *ADMIN_ROUTES, "GET /v1/models", "GET /v1/models/.+"),
+    *(f"GET {re.escape(path)}" for path in sorted(CONSOLE_PATHS)),
 )
 _WITHOUT_KEY = frozenset({"/health", "/ping"})
 _WITHOUT_GENERATION = (
@@ -98,7 +100,9 @@ class EndpointPlugin:
         add_guarded_routes(app)
         describe(app)
         app.add_middleware(RouteGate, service=app.state.service)
-        app.add_middleware(AccessGate, service=app.state.service, open_paths=_WITHOUT_KEY)
+        app.add_middleware(
+            AccessGate, service=app.state.service, open_paths=_WITHOUT_KEY | CONSOLE_PATHS
+        )
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Builds vLLM's serving classes on the guarded engine, and proves the guard live.

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, Response
 
 from circuit_breakers.api.endpoints import ENDPOINTS, Endpoint
 from circuit_breakers.api.field_lists import MODERATION_FIELDS
 from circuit_breakers.api.fields import FieldRules
 
-__all__ = ["describe", "generating", "probing", "reading", "with_answers"]
+__all__ = ["describe", "generating", "probing", "reading", "showing", "with_answers"]
 
 _SERVING_MODULE = "circuit_breakers.api.serving"
 _REF = "#/components/schemas/{model}"
@@ -191,6 +191,21 @@ def probing(path: str, operation: str, summary: str) -> dict[str, Any]:
     if path == "/metrics":
         return shared | {"response_class": PlainTextResponse}
     return shared | {"responses": {503: {"description": "No."}}}
+
+
+def showing(path: str, operation: str, summary: str, media_type: str) -> dict[str, Any]:
+    """Arguments of FastAPI's decorator for a file of the console; no key, no error."""
+    content = {media_type: {"schema": {"type": "string"}}}
+    return {
+        "path": path,
+        "operation_id": operation,
+        "summary": summary,
+        "response_class": Response,
+        "responses": {
+            200: {"description": "The file.", "content": content},
+            304: {"description": "The client has it."},
+        },
+    }
 
 
 def describe(app: FastAPI) -> None:
