@@ -85,7 +85,7 @@ def train(extra: list[str]) -> int:
 
 
 def test(extra: list[str]) -> int:
-    # All of them in two processes, which take 8 GB each; tests/conftest.py says what stays together.
+    # All of them in two processes of up to 8 GB; tests/conftest.py says what stays together.
     split = [] if extra else ["--numprocesses=2", "--dist=loadgroup"]
     run_program(["python", "-m", "pytest", *split, *extra])
 
