@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from circuit_breakers.models import cache_dir
+from ..fetched_packages import fetched_packages
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm"
 CASES = sorted((CHART / "ci").glob("*-values.yaml"))
-_REQUIREMENTS = ROOT / "requirements" / "helm.txt"
 
 
 class Rendered(NamedTuple):
@@ -50,7 +46,7 @@ Render = Callable[..., Rendered]
 @pytest.fixture(scope="session")
 def tools() -> Iterator[Path]:
     """Folder with requirements/helm.txt, on sys.path for the rest of the run."""
-    folder = _fetched()
+    folder = fetched_packages("helm")
     # Last: nothing in it takes the place of what is installed.
     sys.path.append(str(folder))
     yield folder
@@ -78,22 +74,3 @@ def render(tools: Path) -> Render:
 def case(render: Render) -> Callable[[str], Rendered]:
     """One of the examples in helm/ci, rendered."""
     return lambda name: render(yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text()))
-
-
-def _fetched() -> Path:
-    wanted = hashlib.sha256(_REQUIREMENTS.read_bytes()).hexdigest()[:16]
-    folder = cache_dir() / "test-tools" / f"helm-{wanted}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
-            done = subprocess.run(
-                [*command, "--target", str(folder), "-r", str(_REQUIREMENTS)],
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                pytest.skip(f"requirements/helm.txt cannot be fetched: {done.stderr[-300:]}")
-            (folder / "complete").touch()
-    return folder
