@@ -21,6 +21,7 @@ import pytest
 from circuit_breakers.models import ResolvedModel, resolve_model
 
 if TYPE_CHECKING:
+    from .clients.conftest import Guarded
     from .server.api.conftest import Server
 
 
@@ -88,3 +89,18 @@ def server(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     assert exit_code == 0, server.err.read_text()[-3000:]
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive, "the engine outlived its server"
+
+
+@pytest.fixture(scope="session")
+def guarded(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """A server with API keys, one for all tests of clients and documentation."""
+    from .clients.conftest import Guarded, write_policies
+    from .server.api.conftest import Server
+
+    root = tmp_path_factory.mktemp("clients")
+    server = Server(word_breaker, root, *write_policies(root))
+    try:
+        server.wait_until_ready()
+        yield Guarded(f"{server.url}/v1", audit_db=server.audit_db)
+    finally:
+        server.stop()

@@ -1,4 +1,4 @@
-"""One guarded server with API keys, for the tests of all clients, and one without a guard."""
+"""What a guarded server with API keys is made of, and a server without a guard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ..server.api.conftest import MODEL, POLICIES, Server
+from ..server.api.conftest import MODEL, POLICIES
 from ..server.api.governed_app import SECRET, key_table
 
 
@@ -26,6 +26,7 @@ class Guarded(NamedTuple):
     admin_key: str = "ops"
     watched_key: str = "watched"
     """Its policy observes."""
+    audit_db: Path = Path()
 
     def environment(self) -> dict[str, str]:
         """What examples and tests in other languages read."""
@@ -49,17 +50,6 @@ def write_policies(directory: Path) -> tuple[str, ...]:
     (directory / "pepper").write_text(SECRET)
     policies, pepper = str(directory / "policies.toml"), str(directory / "pepper")
     return ("--policies", policies, "--pepper-file", pepper)
-
-
-@pytest.fixture(scope="session")
-def guarded(word_breaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    root = tmp_path_factory.mktemp("clients")
-    server = Server(word_breaker, root, *write_policies(root))
-    try:
-        server.wait_until_ready()
-        yield Guarded(f"{server.url}/v1")
-    finally:
-        server.stop()
 
 
 _SAYS = {"index": 0, "finish_reason": "stop", "logprobs": None}
