@@ -2,9 +2,9 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: serve test lint train setup clean clients-check
+.PHONY: serve test lint docs train setup clean clients-check
 
-serve test lint train setup clean:
+serve test lint docs train setup clean:
 	$(PYTHON) dev.py $@ $(ARGS)
 
 # The Python clients of tests/clients, in an environment of their own (600 MB, a minute).

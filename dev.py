@@ -4,6 +4,7 @@
     python3 dev.py serve [OPTIONS]   serve smollm2-135m-instruct with its breaker on port 8000
     python3 dev.py test  [OPTIONS]   run the tests (options go to pytest, e.g. -k artifact)
     python3 dev.py lint              ruff, mypy and import-linter
+    python3 dev.py docs              build the site of docs/ into site/
     python3 dev.py train [OPTIONS]   train a breaker for smollm2-135m-instruct into runs/
     python3 dev.py setup             only create the environment
     python3 dev.py clean             remove the environment and all caches in this folder
@@ -107,6 +108,14 @@ def lint(extra: list[str]) -> int:
     return 1 if failed else 0
 
 
+def docs(extra: list[str]) -> int:
+    # Of use to few, so it comes when it is asked for. Where it is there, nothing is fetched.
+    with (ROOT / "pyproject.toml").open("rb") as lock_file:
+        fcntl.flock(lock_file.fileno(), fcntl.LOCK_EX)
+        pip(lock_file.fileno(), "--no-deps", "-r", "requirements/docs.txt")
+    run_program(["python", "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml", *extra])
+
+
 def setup(extra: list[str]) -> int:
     say(f"environment is ready: {PYTHON}")
     return 0
@@ -115,11 +124,19 @@ def setup(extra: list[str]) -> int:
 def clean() -> int:
     for name in (VENV.name, ".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache"):
         shutil.rmtree(ROOT / name, ignore_errors=True)
-    shutil.rmtree(ROOT / ".hypothesis", ignore_errors=True)
+    for name in (".hypothesis", "site"):
+        shutil.rmtree(ROOT / name, ignore_errors=True)
     return 0
 
 
-COMMANDS = {"serve": serve, "test": test, "lint": lint, "train": train, "setup": setup}
+COMMANDS = {
+    "serve": serve,
+    "test": test,
+    "lint": lint,
+    "docs": docs,
+    "train": train,
+    "setup": setup,
+}
 
 
 def check_platform() -> None:
