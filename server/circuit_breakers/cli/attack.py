@@ -61,7 +61,7 @@ def attack_soft_prompt(
     limit: _Limit = 20,
     steps: Annotated[int, typer.Option(min=1, help="Updates of a soft prompt, at most.")] = 200,
     tokens: Annotated[int, typer.Option(min=1, help="Embeddings of a soft prompt.")] = 20,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 0.01,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 0.03,
     penalty: Annotated[
         float, typer.Option(help="Weight of scores that are too high, beside the answer's loss.")
     ] = 1.0,

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from circuit_breakers.artifact import load_breaker
-from circuit_breakers.errors import ConfigError, DataError, ModelError
+from circuit_breakers.errors import ConfigError, DataError, EvaluationError, ModelError
 from circuit_breakers.guard.policy import Policy
 from circuit_breakers_training.attack.settings import TARGETS, SoftPromptSettings
 from circuit_breakers_training.attack.setup import attacked_rows
@@ -116,6 +116,15 @@ def test_nothing_is_moved_once_it_is_enough(
     losses = attack.attack(case, after_one, seed=1)
     assert steps == [0, 1]
     assert losses["answer_loss_first"] == losses["answer_loss_last"]
+
+
+def test_a_loss_that_is_not_finite_is_no_defence(
+    settings: SoftPromptSettings, breaker_dir: Path, roomy_llama: Path, case: Case
+) -> None:
+    steep = replace(settings, learning_rate=float("inf"))
+    attack = SoftPrompt(WhiteBox(roomy_llama, load_breaker(breaker_dir)), None, steep)
+    with pytest.raises(EvaluationError, match="at step 2, expected a finite one; lower --lr"):
+        attack.attack(case, lambda *_: False, seed=1)
 
 
 def test_a_start_is_that_of_its_seed(

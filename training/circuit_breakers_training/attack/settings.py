@@ -85,7 +85,7 @@ class SoftPromptSettings(AttackSettings):
     """Updates of a soft prompt, at most."""
     tokens: int = 20
     """Embeddings of a soft prompt."""
-    learning_rate: float = 0.01
+    learning_rate: float = 0.03
     """Adam's."""
     penalty: float = 1.0
     """Weight of the probe's part of the loss: at 1, a logit of score counts as much as a nat of the

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from circuit_breakers.engine.merge import merged_checkpoint
-from circuit_breakers.errors import ConfigError, ModelError
+from circuit_breakers.errors import ConfigError, EvaluationError, ModelError
 from circuit_breakers.guard.policy import Policy
 from circuit_breakers_training.attack.referee import Referee
 from circuit_breakers_training.attack.settings import TARGETS, SoftPromptSettings
@@ -99,6 +99,8 @@ class SoftPrompt(NamedTuple):
                 request as it is, without a soft prompt.
         Returns:
             The two losses at the first and the last step; None where no step was needed.
+        Raises:
+            EvaluationError: a loss is not finite.
         """
         settings, box = self.settings, self.white_box
         losses: dict[str, float | None] = dict.fromkeys(
@@ -112,8 +114,14 @@ class SoftPrompt(NamedTuple):
             loss = box.loss(
                 self.prompt(case, soft_PD), case.answer_ids, self.policy, margin=settings.margin
             )
+            total = loss.answer + settings.penalty * loss.penalty
+            # What became NaN would count as withstood.
+            if not bool(torch.isfinite(total)):
+                raise EvaluationError(
+                    f"got loss {total.item()} at step {step}, expected a finite one; lower --lr"
+                )
             optimizer.zero_grad()
-            (loss.answer + settings.penalty * loss.penalty).backward()
+            total.backward()
             optimizer.step()
             last = {"answer_loss_last": loss.answer.item(), "penalty_last": loss.penalty.item()}
             if step == 1:
@@ -176,6 +184,7 @@ def run_soft_prompt(
         ModelError: the base model cannot be read, or its chat template alters requests.
         DataError: the dataset cannot be read, has no harmful request, or was seen in training.
         CalibrationError: too few benign answers to tell degenerate text by.
+        EvaluationError: a loss is not finite.
     """
     scene = set_scene(settings)
     tokenizer = AutoTokenizer.from_pretrained(scene.model.path, local_files_only=True)
@@ -198,10 +207,10 @@ def run_soft_prompt(
             with progress_bar(console, _TITLES[name], len(cases)) as progress:
                 outcomes[name] = []
                 for index, case in enumerate(cases):
-                    gallery = _Gallery(soft_prompt, referee, tokenizer, stop_id, case)
-                    losses = soft_prompt.attack(case, gallery.look, seed=settings.seed + index)
-                    outcomes[name].append(Outcome(gallery.tally, {**losses, **gallery.facts}))
-                    texts.append(SavedText(name, index, *gallery.last))
+                    books = _Books(soft_prompt, referee, tokenizer, stop_id, case)
+                    losses = soft_prompt.attack(case, books.look, seed=settings.seed + index)
+                    outcomes[name].append(Outcome(books.tally, {**losses, **books.facts}))
+                    texts.append(SavedText(name, index, *books.last))
                     progress(1)
 
     # A model at a time is in memory.
@@ -220,7 +229,7 @@ def run_soft_prompt(
     return results
 
 
-class _Gallery:
+class _Books:
     """Looks at what the model writes under the soft prompt, and keeps the books of one request."""
 
     def __init__(
