@@ -72,7 +72,7 @@ def problems(
         lines += ["{", text, f"}} > {out} 2>&1 < /dev/null", f"echo $? > {out}.code"]
     script = results / "script"
     script.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    subprocess.run(["bash", script], cwd=directory, env=dict(environment), check=False, timeout=600)
+    subprocess.run(["bash", script], cwd=directory, env=dict(environment), timeout=1800)
     found = (_problem(step, results / str(number)) for number, step in enumerate(wanted))
     return [problem for problem in found if problem is not None]
 
