@@ -23,6 +23,8 @@ export async function launch() {
 /** A page whose trouble is kept: console errors, broken policies, requests to other places. */
 export async function open(browser, options = {}, origin = ORIGIN) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, locale: 'en-US', ...options });
+  // Nothing here is about time: a busy machine may take its own.
+  context.setDefaultTimeout(120_000);
   const page = await context.newPage();
   const trouble = [];
   page.on('console', (message) => {

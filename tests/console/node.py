@@ -28,9 +28,9 @@ def require_node() -> None:
         pytest.skip(f"got node {version}, needs {wanted} or newer")
 
 
-def npm(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def npm(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """What `npm` says in a directory."""
-    environment = os.environ | {"NO_COLOR": "1"}
+    environment = os.environ | {"NO_COLOR": "1"} | variables
     environment.pop("FORCE_COLOR", None)
     return subprocess.run(
         ["npm", *arguments],
@@ -45,7 +45,8 @@ def npm(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def installed(source: Path) -> Path:
     """A folder with `node_modules` of a package.json and its lock file, kept for further runs.
 
-    Skips the test where npm cannot fetch them.
+    Its script `unpack` has run there, with `unpacked` for temporary files. Skips the test where npm
+    cannot fetch the packages.
     """
     digest = hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest()[:16]
     target = _CACHE / "test-tools" / f"npm-{digest}"
@@ -58,5 +59,8 @@ def installed(source: Path) -> Path:
             done = npm(target, "ci", "--no-audit", "--no-fund", "--ignore-scripts")
             if done.returncode:
                 pytest.skip(f"npm cannot fetch the packages of {source}: {done.stderr[-300:]}")
+            (target / "unpacked").mkdir(exist_ok=True)
+            done = npm(target, "run", "unpack", TMPDIR=str(target / "unpacked"))
+            assert done.returncode == 0, done.stdout + done.stderr
             (target / "complete").touch()
     return target

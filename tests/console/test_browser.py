@@ -63,16 +63,13 @@ def test_the_console_in_a_browser(server: Server, keyed_origin: str, tmp_path: P
     for script in HERE.glob("*.mjs"):
         shutil.copy(script, copy)
     (copy / "node_modules").symlink_to(packages / "node_modules")
-    # Chromium is unpacked there, once.
-    unpacked = packages / "unpacked"
-    unpacked.mkdir(exist_ok=True)
     environment = os.environ | {
         "CONSOLE_ORIGIN": server.url,
         "CONSOLE_KEY": server.admin["Authorization"].removeprefix("Bearer "),
         "CONSOLE_MODEL": MODEL,
         "CONSOLE_KEYED_ORIGIN": keyed_origin,
         "FONTCONFIG_PATH": str(write_fonts(copy)),
-        "TMPDIR": str(unpacked),
+        "TMPDIR": str(packages / "unpacked"),
         "NO_PROXY": "*",
     }
     done = subprocess.run(
@@ -87,4 +84,4 @@ def test_the_console_in_a_browser(server: Server, keyed_origin: str, tmp_path: P
     assert done.returncode == 0, said[-8000:]
     # Each `test(` of the file has run, with the four of the loop.
     num_tests = len(re.findall(r"^ *test\(", (copy / "console.test.mjs").read_text(), re.MULTILINE))
-    assert f"# pass {num_tests + 3}\n" in said, said[-3000:]
+    assert f"# tests {num_tests + 3}\n" in said, said[-3000:]

@@ -117,6 +117,7 @@ interface ErrorBody {
 }
 
 export const CHAT_PATH = '/v1/chat/completions';
+const ADMIN_PATHS = '/v1/breaker/';
 
 /** What the server says instead of an answer; status 0: it could not be reached. */
 export class ApiError extends Error {
@@ -136,7 +137,7 @@ export class Api {
   constructor(
     readonly key: string | null,
     /** Called when the server no longer takes the key. */
-    readonly onRefused: (error: ApiError) => void = () => {},
+    readonly onRefused: () => void = () => {},
   ) {}
 
   async get<T>(path: string, query: Record<string, string> = {}, signal?: AbortSignal): Promise<T> {
@@ -179,7 +180,9 @@ export class Api {
     }
     if (response.ok) return response;
     const error = new ApiError(response.status, await errorBody(response));
-    if (error.status === 401) this.onRefused(error);
+    // A server that wants no keys takes an old one for nobody's, and refuses what admins may read.
+    const isRefused = error.status === 401 || (error.status === 403 && path.startsWith(ADMIN_PATHS));
+    if (isRefused) this.onRefused();
     throw error;
   }
 }

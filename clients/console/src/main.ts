@@ -6,7 +6,7 @@ import { showBreaker } from './breaker';
 import { byId, whileVisible } from './dom';
 import { Playground } from './playground';
 import { RatePanel } from './rates';
-import { SignInError, signIn, signOut, storeKey, storedKey, takeNotice } from './signin';
+import { SignInError, forgetKey, signIn, signOut, storeKey, storedKey, takeNotice } from './signin';
 import { TripPanel } from './trips';
 import { WhatIfPanel } from './whatif';
 
@@ -43,6 +43,7 @@ async function enter(key: string): Promise<void> {
     open(api, breaker, models);
   } catch (error) {
     if (!(error instanceof SignInError || error instanceof ApiError)) throw error;
+    if (error instanceof SignInError) forgetKey();
     showLogin();
     message.textContent = error.message;
     keyField.setAttribute('aria-invalid', 'true');

@@ -17,9 +17,13 @@ export function storeKey(key: string): void {
   sessionStorage.setItem(STORED, key);
 }
 
+export function forgetKey(): void {
+  sessionStorage.removeItem(STORED);
+}
+
 /** Forgets the key and all that was read with it; the page begins anew and says `notice`. */
 export function signOut(notice = ''): void {
-  sessionStorage.removeItem(STORED);
+  forgetKey();
   sessionStorage.setItem(NOTICE, notice);
   location.reload();
 }

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from circuit_breakers.api.app import create_app
 from circuit_breakers.api.console import CONSOLE_PATHS
+from circuit_breakers.api.endpoint_plugin import RouteGate
 from circuit_breakers.settings import ServeSettings
 
 from .governed_app import governed_app, policy_file
@@ -66,6 +67,17 @@ def test_it_wants_no_key_where_everything_else_does(tmp_path: Path) -> None:
     assert client.get("/v1/breaker").status_code == 401
     for path in MEDIA_TYPES:
         assert client.get(path).status_code == 200
+
+
+def test_the_gate_in_vllms_own_server_lets_the_files_through_and_nothing_beside_them() -> None:
+    app = create_app(ServeSettings(), CollectorRegistry())
+    client = TestClient(RouteGate(app, app.state.service))
+    for path in MEDIA_TYPES:
+        assert client.get(path).status_code == 200
+    for path in ("/console/", "/console/assets/consoleXjs", "/console/index.html"):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert "not served next to a breaker" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
