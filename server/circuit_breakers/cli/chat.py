@@ -155,7 +155,8 @@ def _converse(conversation: _Conversation, screen: _Screen) -> None:
             screen.note(f"got {line.split()[0]}, expected a message, /reset or /quit")
         elif line:
             try:
-                _take_turn(conversation, screen, line)
+                if _take_turn(conversation, screen, line).report["tripped"]:
+                    screen.note("this turn is left out of the conversation")
             except KeyboardInterrupt:
                 screen.end_line()
                 screen.note("stopped; this turn is left out of the conversation")
@@ -183,7 +184,6 @@ def _take_turn(conversation: _Conversation, screen: _Screen, text: str) -> _Verd
         raise CircuitBreakersError("got an answer without a guard, expected one; check --url")
     if verdict.report["tripped"]:
         screen.error(str(verdict))
-        screen.note("this turn is left out of the conversation")
     else:
         screen.note(str(verdict))
         conversation.keep(text, answer)

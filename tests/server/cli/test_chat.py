@@ -107,6 +107,7 @@ def test_a_trip_has_an_exit_code_of_its_own(
     assert (done.exit_code, done.stdout) == (3, answer)
     assert f"tripped in the {where} at token " in done.stderr
     assert "threshold 0.000" in done.stderr
+    assert "conversation" not in done.stderr
 
 
 def test_tokens_have_the_colours_of_their_scores(server: Server) -> None:
