@@ -43,4 +43,4 @@ def test_npm_test_passes(guarded: Guarded, tmp_path: Path) -> None:
     for command in (["npm", "ci", "--no-audit", "--no-fund"], ["npm", "test"]):
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    assert "Test Files  5 passed (5)" in done.stdout, done.stdout[-3000:]
+    assert "Test Files  6 passed (6)" in done.stdout, done.stdout[-3000:]

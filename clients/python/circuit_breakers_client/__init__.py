@@ -13,8 +13,8 @@ from circuit_breakers_client.breaker import (
 )
 from circuit_breakers_client.client import AsyncCircuitBreakers, CircuitBreakers
 from circuit_breakers_client.errors import TrippedError, UnguardedError
-from circuit_breakers_client.guard import guard_of
-from circuit_breakers_client.report import GuardReport
+from circuit_breakers_client.guard import guard_of, token_scores_of
+from circuit_breakers_client.report import GuardReport, TokenScore
 from circuit_breakers_client.streams import AsyncGuardedStream, GuardedStream
 from circuit_breakers_client.tightening import POLICY_HEADER, Tightening, tighten
 
@@ -29,6 +29,7 @@ __all__ = [
     "PolicyState",
     "ReloadedPolicies",
     "Tightening",
+    "TokenScore",
     "Trip",
     "TripPage",
     "TrippedError",
@@ -37,4 +38,5 @@ __all__ = [
     "WhatIfGroup",
     "guard_of",
     "tighten",
+    "token_scores_of",
 ]

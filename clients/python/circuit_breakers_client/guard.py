@@ -7,10 +7,15 @@ import openai
 from circuit_breakers_client.answers import guard_in
 from circuit_breakers_client.errors import TrippedError
 from circuit_breakers_client.openai_hooks import raw_stream
-from circuit_breakers_client.report import GuardReport
+from circuit_breakers_client.report import (
+    GuardReport,
+    TokenScore,
+    field_of,
+    parse_token_scores,
+)
 from circuit_breakers_client.streams import AsyncGuardedStream, GuardedStream
 
-__all__ = ["guard_of"]
+__all__ = ["guard_of", "token_scores_of"]
 
 
 def guard_of(source: object) -> GuardReport | None:
@@ -29,3 +34,20 @@ def guard_of(source: object) -> GuardReport | None:
     if isinstance(stream, GuardedStream | AsyncGuardedStream):
         return stream.guard
     return guard_in(source)
+
+
+def token_scores_of(source: object) -> tuple[TokenScore, ...] | None:
+    """The score of each token, where it was asked for by `tighten(token_scores=True)`, or None.
+
+    Args:
+        source: a choice of an answer, or of a chunk, which has those that are new; the error for a
+            prompt that tripped; or plain JSON of these.
+    """
+    if isinstance(source, TrippedError):
+        source = source.__cause__
+    if isinstance(source, openai.APIError):
+        source = source.body
+    for place in (source, field_of(source, "error")):
+        if (found := parse_token_scores(field_of(place, "token_scores"))) is not None:
+            return found
+    return None

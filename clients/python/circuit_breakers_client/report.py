@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-__all__ = ["GuardReport", "Mode", "Phase", "field_of", "parse_report", "worst"]
+__all__ = [
+    "GuardReport",
+    "Mode",
+    "Phase",
+    "TokenScore",
+    "field_of",
+    "parse_report",
+    "parse_token_scores",
+    "worst",
+]
 
 Mode = Literal["observe", "enforce"]
 """observe reports and never stops; enforce stops the request."""
@@ -34,6 +43,21 @@ class GuardReport:
     """0-based position in prompt + completion of the token that `score` belongs to."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenScore:
+    """What the breaker saw of one token of a choice."""
+
+    index: int
+    """0-based position in prompt + completion."""
+    phase: Phase
+    token: str | None
+    """Its text; None where it is withheld, as for the token that trips."""
+    score: float | None
+    """A logit, of the probe that is closest to its threshold; None where no score is judged."""
+    probe: str | None
+    threshold: float | None
+
+
 def parse_report(value: object) -> GuardReport | None:
     """The `guard` object of an answer; None for anything that is not one.
 
@@ -45,6 +69,19 @@ def parse_report(value: object) -> GuardReport | None:
     if not all(_FITS[name](field) for name, field in fields.items()):
         return None
     return GuardReport(**cast(dict[str, Any], fields))
+
+
+def parse_token_scores(value: object) -> tuple[TokenScore, ...] | None:
+    """The `token_scores` of a choice or an error; None for anything that is not that."""
+    if not isinstance(value, list):
+        return None
+    found = []
+    for item in value:
+        fields = {name: field_of(item, name) for name in TokenScore.__dataclass_fields__}
+        if fields["phase"] is None or not all(_FITS[name](v) for name, v in fields.items()):
+            return None
+        found.append(TokenScore(**fields))
+    return tuple(found)
 
 
 def worst(reports: Iterable[GuardReport]) -> GuardReport | None:
@@ -85,5 +122,7 @@ _FITS: dict[str, Callable[[object], bool]] = {
     "probe": lambda v: v is None or _is_text(v),
     "score": lambda v: v is None or _is_number(v),
     "threshold": lambda v: v is None or _is_number(v),
+    "index": lambda v: isinstance(v, int) and not isinstance(v, bool),
+    "token": lambda v: v is None or _is_text(v),
     "token_index": lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool)),
 }

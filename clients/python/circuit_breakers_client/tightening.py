@@ -25,6 +25,7 @@ def tighten(
     mode: Mode | None = None,
     target_fpr: float | None = None,
     threshold: float | Mapping[str, float] | None = None,
+    token_scores: bool | None = None,
 ) -> Tightening:
     """Arguments that tighten one request: `create(..., **tighten(policy="strict"))`.
 
@@ -33,6 +34,8 @@ def tighten(
         mode: "enforce" stops where the caller's policy only observes.
         target_fpr: thresholds that the breaker's calibration proves this share of false trips for.
         threshold: a logit for all probes, or one each by name.
+        token_scores: the score of each token, for an admin key: see `token_scores_of`. It tightens
+            nothing.
     Raises:
         ValueError: nothing is asked for, or both target_fpr and threshold are.
     """
@@ -43,8 +46,11 @@ def tighten(
         "mode": mode,
         "target_fpr": target_fpr,
         "threshold": dict(threshold) if isinstance(threshold, Mapping) else threshold,
+        "token_scores": token_scores,
     }
     guard = {name: value for name, value in asked.items() if value is not None}
     if not guard:
-        raise ValueError("got nothing, expected policy, mode, target_fpr or threshold; pass one")
+        raise ValueError(
+            "got nothing, expected policy, mode, target_fpr, threshold or token_scores; pass one"
+        )
     return {"extra_body": {"guard": guard}}

@@ -11,7 +11,7 @@ import { Stream } from 'openai/core/streaming';
 import { type OnTrip, Rules, isGuarded } from './answers.js';
 import { BreakerResource } from './breaker.js';
 import { TrippedError } from './errors.js';
-import { type GuardReport, guardIn } from './report.js';
+import { type GuardReport, type TokenScore, guardIn, tokenScoresIn } from './report.js';
 import { GuardedStream } from './stream.js';
 
 export interface CircuitBreakersOptions extends ClientOptions {
@@ -109,6 +109,17 @@ export function guardOf(source: unknown): GuardReport | null {
   if (source instanceof GuardedStream) return source.guard;
   if (source instanceof APIError) return guardIn({ error: source.error });
   return guardIn(source);
+}
+
+/**
+ * The score of each token that a choice carries, or an error for a prompt, where they were asked for
+ * by `tighten({ token_scores: true })`; null where there are none. In a stream, a chunk's choice has
+ * those that are new.
+ */
+export function tokenScoresOf(source: unknown): readonly TokenScore[] | null {
+  if (source instanceof TrippedError) return tokenScoresOf(source.cause);
+  if (source instanceof APIError) return tokenScoresIn({ error: source.error });
+  return tokenScoresIn(source);
 }
 
 function environment(name: string): string | undefined {

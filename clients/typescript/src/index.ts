@@ -12,8 +12,8 @@ export type {
   WhatIfGroup,
   WhatIfQuery,
 } from './breaker.js';
-export { CircuitBreakers, type CircuitBreakersOptions, guardOf } from './client.js';
+export { CircuitBreakers, type CircuitBreakersOptions, guardOf, tokenScoresOf } from './client.js';
 export { TrippedError, UnguardedError } from './errors.js';
-export type { GuardReport, Mode, Phase } from './report.js';
+export type { GuardReport, Mode, Phase, TokenScore } from './report.js';
 export { GuardedStream } from './stream.js';
 export { POLICY_HEADER, type Tightening, tighten } from './tightening.js';

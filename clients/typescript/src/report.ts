@@ -22,6 +22,19 @@ export interface GuardReport {
   readonly token_index: number | null;
 }
 
+/** What the breaker saw of one token of a choice, with the server's names. */
+export interface TokenScore {
+  /** 0-based position in prompt + completion. */
+  readonly index: number;
+  readonly phase: Phase;
+  /** Its text; null where it is withheld, as for the token that trips. */
+  readonly token: string | null;
+  /** A logit, of the probe that is closest to its threshold; null where no score is judged. */
+  readonly score: number | null;
+  readonly probe: string | null;
+  readonly threshold: number | null;
+}
+
 /** The `guard` object of an answer; null for anything that is not one. */
 export function parseReport(value: unknown): GuardReport | null {
   const guard = asObject(value);
@@ -66,6 +79,22 @@ export function guardIn(answer: unknown): GuardReport | null {
     if (report !== null) return report;
   }
   return null;
+}
+
+/** The `token_scores` of a choice, or of an error's JSON; null where there are none. */
+export function tokenScoresIn(answer: unknown): readonly TokenScore[] | null {
+  const body = asObject(answer);
+  const found = body?.['token_scores'] ?? asObject(body?.['error'])?.['token_scores'];
+  return Array.isArray(found) && found.every(isTokenScore) ? found : null;
+}
+
+function isTokenScore(value: unknown): value is TokenScore {
+  const item = asObject(value);
+  if (item === null || !isIndex(item['index'])) return false;
+  if (item['phase'] !== 'prompt' && item['phase'] !== 'completion') return false;
+  const fits = (name: string, type: string) => item[name] === null || typeof item[name] === type;
+  return ['token', 'probe'].every((name) => fits(name, 'string')) &&
+    ['score', 'threshold'].every((name) => fits(name, 'number'));
 }
 
 function isIndex(value: unknown): value is number {

@@ -14,6 +14,8 @@ export interface Tightening {
   target_fpr?: number;
   /** A logit for all probes, or one each by name. */
   threshold?: number | Record<string, number>;
+  /** The score of each token, for an admin key: see tokenScoresOf. It tightens nothing. */
+  token_scores?: boolean;
 }
 
 /** Fields that tighten one request: `create({ ...params, ...tighten({ policy: 'strict' }) })`. */
@@ -23,7 +25,9 @@ export function tighten(asked: Tightening): { guard: Tightening } {
   }
   const given = Object.entries(asked).filter(([, value]) => value !== undefined);
   if (given.length === 0) {
-    throw new TypeError('got nothing, expected policy, mode, target_fpr or threshold; pass one');
+    throw new TypeError(
+      'got nothing, expected policy, mode, target_fpr, threshold or token_scores; pass one',
+    );
   }
   return { guard: Object.fromEntries(given) };
 }

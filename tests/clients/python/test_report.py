@@ -8,7 +8,15 @@ from typing import Any
 import openai
 import pytest
 
-from circuit_breakers_client import CircuitBreakers, GuardReport, guard_of
+from circuit_breakers_client import (
+    CircuitBreakers,
+    GuardReport,
+    TokenScore,
+    TrippedError,
+    guard_of,
+    tighten,
+    token_scores_of,
+)
 
 from ...server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
 from ..conftest import Guarded
@@ -107,3 +115,43 @@ def test_a_raw_answer_is_checked_when_it_is_parsed(client: CircuitBreakers) -> N
 def test_what_is_not_generated_needs_no_report(client: CircuitBreakers, guarded: Guarded) -> None:
     assert client.models.retrieve(guarded.model).id == guarded.model
     assert client.moderations.create(input="hello").results[0].flagged is False
+
+
+@pytest.fixture
+def admin(client: CircuitBreakers, guarded: Guarded) -> CircuitBreakers:
+    return client.with_options(api_key=guarded.admin_key)
+
+
+def test_an_admin_has_the_score_of_each_token(admin: CircuitBreakers) -> None:
+    asked = tighten(token_scores=True)
+    answer = admin.chat.completions.create(**chat(ITALY), **asked)
+    whole = token_scores_of(answer.choices[0])
+    assert whole is not None
+    first = TokenScore(
+        index=0, phase="prompt", token="<|im_start|>", score=None, probe=None, threshold=None
+    )
+    assert whole[0] == first
+    assert "".join(one.token or "" for one in whole if one.phase == "completion") == ROME
+    stream = admin.chat.completions.create(**chat(ITALY), **asked, stream=True)
+    parts = [token_scores_of(choice) for chunk in stream for choice in chunk.choices]
+    assert [one.token for part in parts for one in part or ()] == [one.token for one in whole]
+    assert token_scores_of(answer) is None
+
+
+@pytest.mark.parametrize("on_trip", ["return", "raise"])
+def test_a_prompt_that_trips_has_its_scores(admin: CircuitBreakers, on_trip: Any) -> None:
+    with pytest.raises((openai.BadRequestError, TrippedError)) as caught:
+        admin.with_options(on_trip=on_trip).chat.completions.create(
+            **chat(ZEBRA), **tighten(token_scores=True)
+        )
+    scores = token_scores_of(caught.value)
+    assert scores is not None
+    assert (scores[-1].phase, scores[-1].token, scores[-1].probe) == ("prompt", " zebra", "zebra")
+
+
+def test_what_are_no_token_scores_is_none() -> None:
+    item = {"index": 0, "phase": "prompt", "token": "a", "score": 1.0, "probe": "p"}
+    assert token_scores_of({"token_scores": [item]}) is not None
+    changes: list[dict[str, Any]] = [{"index": None}, {"phase": None}, {"score": "1"}, {"token": 1}]
+    for change in changes:
+        assert token_scores_of({"token_scores": [item | change]}) is None
