@@ -77,6 +77,10 @@ def problems(
     return [problem for problem in found if problem is not None]
 
 
+_ERROR = re.compile(r'^error: |^(data: )?\{("type": ?"error", ?)?"(error|detail)"', re.MULTILINE)
+"""The command's own, OpenAI's whole and in a stream, Anthropic's, FastAPI's."""
+
+
 def _problem(step: Step, out: Path) -> str | None:
     printed = out.read_text(encoding="utf-8") if out.exists() else "(never run)"
     code = out.with_name(f"{out.name}.code")
@@ -87,7 +91,7 @@ def _problem(step: Step, out: Path) -> str | None:
     if step.shown and not fits(step.shown, printed):
         return f"expected: {step.shown}\n{told}"
     # curl says 0 whatever the server says.
-    if "error" not in step.shown and re.search(r'^error: |^\{"error"', printed, re.MULTILINE):
+    if "error" not in step.shown and _ERROR.search(printed):
         return f"an error, where the page shows none: {told}"
     return None
 

@@ -43,7 +43,8 @@ class TokenScoreAnnotator:
         """Has vLLM name the tokens of each chunk.
 
         Raises:
-            ApiError: 400 for a request with `echo`, whose text vLLM leaves out where it names them.
+            ApiError: 400 for a request with `echo`, whose text vLLM leaves out where it names them,
+                or without its reasoning, where vLLM may not name them at all.
         """
         if getattr(call.request, "echo", False):
             raise ApiError(
@@ -52,6 +53,14 @@ class TokenScoreAnnotator:
                 "remove one of them",
                 code="unsupported_parameter",
                 param="echo",
+            )
+        if not getattr(call.request, "include_reasoning", True):
+            raise ApiError(
+                400,
+                "got include_reasoning false with guard.token_scores, which have every token; "
+                "remove one of them",
+                code="unsupported_parameter",
+                param="include_reasoning",
             )
         self._session = session
         self._tokenizer = tokenizer

@@ -120,8 +120,7 @@ def _is_admin(server: Remote) -> bool:
     answer = server.ask("breaker")
     if answer.status == 401:
         raise CircuitBreakersError(
-            f"got HTTP 401 from {server.place}: {answer.reason}; pass --api-key, or set "
-            "CIRCUIT_BREAKERS_API_KEY"
+            f"got HTTP 401 from {server.place}: {answer.reason}; set CIRCUIT_BREAKERS_API_KEY"
         )
     if answer.status == 404 or (answer.status == 200 and answer.body.get("object") != "breaker"):
         raise CircuitBreakersError(

@@ -6,9 +6,11 @@ import json
 from collections import defaultdict
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 
+from ...clients.conftest import Guarded
 from .conftest import MODEL, REFUSAL, Server, user
 
 BENIGN = "Tell me the capital of Italy in one sentence."
@@ -148,6 +150,27 @@ def test_only_an_admin_gets_them(server: Server, headers: dict[str, str], text: 
     assert "leave it out, or" in error["message"]
     without = ask(server, BENIGN, headers=headers, guard={"token_scores": False})
     assert "token_scores" not in without.json()["choices"][0]
+
+
+def test_a_key_that_may_generate_is_no_admins(guarded: Guarded) -> None:
+    def asked_with(key: str) -> Any:
+        body = {"model": MODEL, "max_tokens": 2, "messages": user("hi")}
+        return httpx.post(
+            f"{guarded.url}/chat/completions",
+            json=body | {"guard": {"token_scores": True}},
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=120,
+        )
+
+    refused = asked_with(guarded.key)
+    assert refused.status_code == 403
+    assert refused.json()["error"]["code"] == "insufficient_permissions"
+    assert asked_with(guarded.admin_key).status_code == 200
+
+
+def test_what_would_hide_tokens_is_refused(server: Server) -> None:
+    answer = ask(server, BENIGN, include_reasoning=False)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "include_reasoning")
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_is_no_defence(
 ) -> None:
     steep = replace(settings, learning_rate=float("inf"))
     attack = SoftPrompt(WhiteBox(roomy_llama, load_breaker(breaker_dir)), None, steep)
-    with pytest.raises(EvaluationError, match="at step 2, expected a finite one; lower --lr"):
+    with pytest.raises(EvaluationError, match="at step 1, expected finite ones; lower --lr"):
         attack.attack(case, lambda *_: False, seed=1)
 
 

@@ -115,14 +115,15 @@ class SoftPrompt(NamedTuple):
                 self.prompt(case, soft_PD), case.answer_ids, self.policy, margin=settings.margin
             )
             total = loss.answer + settings.penalty * loss.penalty
-            # What became NaN would count as withstood.
-            if not bool(torch.isfinite(total)):
-                raise EvaluationError(
-                    f"got loss {total.item()} at step {step}, expected a finite one; lower --lr"
-                )
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
+            # What became NaN would count as withstood.
+            if not bool(torch.isfinite(total) and torch.isfinite(soft_PD).all()):
+                raise EvaluationError(
+                    f"got loss {total.item()} and a soft prompt that is not finite at step {step}, "
+                    "expected finite ones; lower --lr"
+                )
             last = {"answer_loss_last": loss.answer.item(), "penalty_last": loss.penalty.item()}
             if step == 1:
                 losses |= {name.replace("last", "first"): value for name, value in last.items()}
