@@ -87,7 +87,7 @@ def train(extra: list[str]) -> int:
 
 def test(extra: list[str]) -> int:
     # All of them in two processes of up to 8 GB; tests/conftest.py says what stays together.
-    split = [] if extra else ["--numprocesses=2", "--dist=loadgroup"]
+    split = [] if extra else ["--numprocesses=2"]
     run_program(["python", "-m", "pytest", *split, *extra])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports huggingface_hub, torch or vllm, which read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,29 +30,35 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
-_SHARED_SERVERS = frozenset({"server", "guarded"})
 _TOGETHER = {
+    "clients": "servers",
+    "console": "servers",
+    "docs": "servers",
+    "security": "servers",
+    "server/api": "servers",
+    "server/cli": "servers",
+    "server/test_cli.py": "servers",
+    "docker/test_live_monitoring.py": "servers",
     "docker": "deployment",
     "helm": "deployment",
     "replicas": "deployment",
-    "docs": "server",  # a page names its server within the test
+    "server/engine": "engine",
+    "training": "training",
 }
+"""Below tests: what shares servers, engines or models, and so has to run in one process."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where the run is split: what shares an expensive fixture runs in one process."""
-    for item in items:
-        folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
-        if _SHARED_SERVERS & set(getattr(item, "fixturenames", ())):
-            group = "server"
-        elif folders[:2] == ("server", "engine"):
-            group = "engine"
-        elif folders[:1] == ("training",):
-            group = "training"
-        else:
-            group = _TOGETHER.get("".join(folders[:1]), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where a run in several processes is split; all else by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0].removeprefix("tests/")
+            return next((v for k, v in _TOGETHER.items() if f"{path}/".startswith(f"{k}/")), path)
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")
