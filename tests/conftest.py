@@ -43,6 +43,7 @@ _TOGETHER = {
     "helm": "deployment",
     "replicas": "deployment",
     "server/engine": "engine",
+    "training/attack/test_search.py": "servers",
     "training": "training",
 }
 """Below tests: what shares servers, engines or models, and so has to run in one process."""

@@ -117,7 +117,7 @@ def test_a_reply_is_what_a_client_sees(server: Server, word_breaker: Path) -> No
     assert (served.model, served.max_model_len) == ("smollm2-135m-instruct", 512)
 
     def ask(*messages: Message) -> Reply:
-        return served.ask(messages, temperature=0.0, max_tokens=12, seed=1)
+        return served.ask(messages, temperature=0.0, max_tokens=12)
 
     stopped = ask(Message("user", ASKED["zebra"]))
     assert (stopped.text, stopped.tripped, stopped.threshold) == ("", True, 0.0)
@@ -149,7 +149,7 @@ def test_a_server_that_says_no_is_no_break(
     served = ServedModel(server.url, None)
     served.check(load_breaker(word_breaker).digest)
     with pytest.raises(EvaluationError, match="got status 400, expected an answer"):
-        served.ask([Message("user", "hi")], temperature=0.0, max_tokens=100_000, seed=1)
+        served.ask([Message("user", "hi")], temperature=0.0, max_tokens=100_000)
 
 
 def _try(text: str, *, on_topic: bool = True, refused: bool = False, score: float | None) -> Try:

@@ -176,7 +176,6 @@ class _Attacker:
             self._whole(messages),
             temperature=settings.temperature,
             max_tokens=settings.max_new_tokens,
-            seed=self._rng.getrandbits(31),
         )
         ids = tuple(self._tokenizer(reply.text, add_special_tokens=False)["input_ids"])
         ruling = self._referee.rule(

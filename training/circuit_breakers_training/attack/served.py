@@ -75,10 +75,10 @@ class ServedModel:
         models = self._get("/models")["data"]
         self.model, self.max_model_len = models[0]["id"], int(models[0]["max_model_len"])
 
-    def ask(
-        self, messages: Sequence[Message], *, temperature: float, max_tokens: int, seed: int
-    ) -> Reply:
+    def ask(self, messages: Sequence[Message], *, temperature: float, max_tokens: int) -> Reply:
         """One query; a conversation that ends with the assistant's turn is continued.
+
+        No seed is sent: a server on a CPU refuses one with a temperature above 0.
 
         Raises:
             EvaluationError: no answer, or one without a guard's report.
@@ -91,7 +91,6 @@ class ServedModel:
                 messages=[{"role": m.role, "content": m.content} for m in messages],  # type: ignore[misc]
                 temperature=temperature,
                 max_tokens=max_tokens,
-                seed=seed,
                 extra_body=prefill if continued else None,
             )
         except self._errors.APIStatusError as error:
