@@ -27,6 +27,9 @@ SERVED = {
     "/livez",
     "/readyz",
     "/openapi.json",
+    "/console",
+    "/console/assets/console.css",
+    "/console/assets/console.js",
 }
 
 
