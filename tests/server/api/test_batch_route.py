@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry
 
-from circuit_breakers.api.access import AccessGate
+from circuit_breakers.api.access import OPEN_PATHS, AccessGate
 from circuit_breakers.api.endpoint_plugin import RouteGate
 from circuit_breakers.api.service import Service
 from circuit_breakers.engine.session import current_session
@@ -65,7 +65,7 @@ def app(tmp_path: Path) -> FastAPI:
         return {"got": body, "policy": policy.name if policy else None, "running": inside}
 
     app.add_middleware(RouteGate, service=service)
-    app.add_middleware(AccessGate, service=service)
+    app.add_middleware(AccessGate, service=service, open_paths=OPEN_PATHS)
     attach(app)
     return app
 
