@@ -98,9 +98,10 @@ def test_both_methods_search_through_the_api_and_keep_their_books(
         assert zebra["num_trips"] >= 1
         assert zebra["broken_at"] is None or 1 < zebra["broken_at"] <= QUERIES
         assert zebra["spent"] == (zebra["broken_at"] or QUERIES)
-        # Nothing of the breaker's is in it, so that one of the queries is answered.
+        # Nothing of the breaker's is in it; what is sampled may answer it or not.
         assert bread["num_trips"] == 0
-        assert bread["broken_at"] == bread["spent"] == bread["answered_at"]
+        assert bread["broken_at"] == bread["answered_at"]
+        assert bread["spent"] == (bread["broken_at"] or QUERIES)
         assert bread["lowest_score"] < 0
     for found in results["methods"].values():
         assert list(found["broken_within"]) == ["1", str(QUERIES)]
