@@ -237,7 +237,7 @@ def starting(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("none", "got an API key that the server does not know; send a valid one; pass --api-key"),
+        ("none", "the server does not know; send a valid one; set CIRCUIT_BREAKERS_API_KEY"),
         ("ops", "got HTTP 503"),
     ],
 )
