@@ -13,7 +13,7 @@ back, a token comes with the chunk that has the end of its text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from circuit_breakers.api.annotations import ReportSource
@@ -67,6 +67,8 @@ class TokenScoreAnnotator:
         self._keeps_ids = bool(call.request.return_token_ids)
         call.request.return_token_ids = True
         self._choices: dict[int, _ScoredChoice] = {}
+        self._prompt_texts: dict[tuple[int, ...], list[str]] = {}
+        """By token ids: the choices of a prompt share them."""
 
     def on_body(self, body: dict[str, Any], reports: ReportSource) -> None:
         for choice in body["choices"]:
@@ -86,7 +88,7 @@ class TokenScoreAnnotator:
         for index in self._session.choices:
             stream = self._session.stream_for(index)
             if stream is not None and stream.breaker.report() == report:
-                return _ScoredChoice(stream, self._tokenizer).take((), has_ended=True)
+                return self._scored(stream).take((), has_ended=True)
         return []
 
     def _add(self, choice: dict[str, Any], *, has_ended: bool) -> None:
@@ -98,8 +100,17 @@ class TokenScoreAnnotator:
             choice[TOKEN_SCORES] = []
             return
         if index not in self._choices:
-            self._choices[index] = _ScoredChoice(stream, self._tokenizer)
+            self._choices[index] = self._scored(stream)
         choice[TOKEN_SCORES] = self._choices[index].take(token_ids, has_ended=has_ended)
+
+    def _scored(self, stream: ChoiceStream) -> _ScoredChoice:
+        return _ScoredChoice(stream, self._tokenizer, self._texts_of)
+
+    def _texts_of(self, prompt_token_ids: Sequence[int]) -> list[str]:
+        ids = tuple(prompt_token_ids)
+        if ids not in self._prompt_texts:
+            self._prompt_texts[ids] = prompt_texts(self._tokenizer, ids)
+        return self._prompt_texts[ids]
 
     def _clean(self, part: dict[str, Any]) -> None:
         for name in () if self._keeps_ids else _ID_FIELDS:
@@ -110,9 +121,14 @@ class TokenScoreAnnotator:
 class _ScoredChoice:
     """The items of one choice, of which each is given out once."""
 
-    def __init__(self, stream: ChoiceStream, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        stream: ChoiceStream,
+        tokenizer: Any,
+        texts_of: Callable[[Sequence[int]], list[str]],
+    ) -> None:
         self._stream = stream
-        self._tokenizer = tokenizer
+        self._texts_of = texts_of
         self._scores = ClosestScores(stream.policy, stream.num_prompt_tokens)
         self._texts = CompletionTexts(tokenizer, stream.prompt_token_ids, stream.params)
         self._num_taken = 0
@@ -130,7 +146,7 @@ class _ScoredChoice:
             return []
         texts: list[str | None] = []
         if self._num_taken == 0:
-            texts += prompt_texts(self._tokenizer, stream.prompt_token_ids)
+            texts += self._texts_of(stream.prompt_token_ids)
         texts += self._texts.release(has_ended=has_ended)
         start = self._num_taken
         end = scores.num_tokens if scores.trip is None else scores.trip.token_index + 1
