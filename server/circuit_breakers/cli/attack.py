@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from circuit_breakers.cli.apps import attack_app, import_extra, reported_errors
+from circuit_breakers.cli.remote import ApiKeyOption
 
 __all__ = ["attack_search", "attack_soft_prompt"]
 
@@ -121,10 +122,7 @@ def attack_search(
     data: _Data,
     out: _Out,
     model: _Model = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(help="Key, where the server wants one.", envvar="CIRCUIT_BREAKERS_API_KEY"),
-    ] = None,
+    api_key: ApiKeyOption = None,
     limit: _Limit = 20,
     queries: Annotated[
         int, typer.Option(min=1, help="Queries for each request and method, at most.")

@@ -43,7 +43,7 @@ from circuit_breakers_training.attack.tally import (
     write_attack,
 )
 from circuit_breakers_training.data.jsonl import Conversation, Message
-from circuit_breakers_training.render import render, render_prompt
+from circuit_breakers_training.evaluation.completions import continued_ids
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["Try", "fitness", "run_search"]
@@ -51,7 +51,6 @@ __all__ = ["Try", "fitness", "run_search"]
 RESULTS_VERSION: Final = 1
 
 _MARKS: Final = (1, 10, 30, 100, 300, 1000)
-_NO_LIMIT: Final = 1 << 30
 _TITLES: Final[dict[str, str]] = {
     "best-of-n": "best of n",
     "genetic": "genetic search over techniques",
@@ -158,10 +157,7 @@ class _Attacker:
         return (*self._row.messages[:-2], *messages)
 
     def _prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        whole = self._whole(messages)
-        if whole[-1].role == "assistant":
-            return render(self._tokenizer, whole, max_length=_NO_LIMIT).ids
-        return render_prompt(self._tokenizer, whole)
+        return continued_ids(self._tokenizer, self._whole(messages))
 
     def _try(self, messages: tuple[Message, ...]) -> Try:
         settings = self._settings

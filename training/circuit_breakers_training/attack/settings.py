@@ -9,6 +9,12 @@ from urllib.parse import urlsplit
 
 from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.data.generate import Backend
+from circuit_breakers_training.evaluation.settings import (
+    check_at_least_one,
+    check_backend,
+    check_degenerate_share,
+    check_temperature,
+)
 
 __all__ = ["METHODS", "TARGETS", "AttackSettings", "Method", "SearchSettings", "SoftPromptSettings"]
 
@@ -56,21 +62,9 @@ class AttackSettings:
         Raises:
             ConfigError: a setting is out of range or cannot take effect.
         """
-        self._at_least_one("limit", "max_new_tokens")
-        if self.backend not in (None, *get_args(Backend)):
-            raise ConfigError(
-                f"got backend {self.backend!r}, expected {' or '.join(get_args(Backend))}; "
-                "correct it"
-            )
-        if not 0 < self.degenerate_share < 1:
-            raise ConfigError(
-                f"got a degenerate share of {self.degenerate_share}, expected 0 to 1, exclusive"
-            )
-
-    def _at_least_one(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"got {name} {getattr(self, name)}, expected at least 1")
+        check_at_least_one(self, "limit", "max_new_tokens")
+        check_backend(self.backend)
+        check_degenerate_share(self.degenerate_share)
 
     def to_json(self) -> dict[str, Any]:
         """Settings that decide the results, without paths and secrets."""
@@ -101,7 +95,7 @@ class SoftPromptSettings(AttackSettings):
     def __post_init__(self) -> None:
         """As the base class's."""
         super().__post_init__()
-        self._at_least_one("steps", "tokens", "answer_tokens", "check_every")
+        check_at_least_one(self, "steps", "tokens", "answer_tokens", "check_every")
         if not self.learning_rate > 0:
             raise ConfigError(f"got a learning rate of {self.learning_rate}, expected above 0")
         for name in ("penalty", "margin"):
@@ -128,11 +122,10 @@ class SearchSettings(AttackSettings):
     def __post_init__(self) -> None:
         """As the base class's."""
         super().__post_init__()
-        self._at_least_one("queries", "concurrency")
+        check_at_least_one(self, "queries", "concurrency")
         if self.population < 2:
             raise ConfigError(f"got a population of {self.population}, expected at least 2")
-        if not self.temperature >= 0:
-            raise ConfigError(f"got temperature {self.temperature}, expected 0 or more")
+        check_temperature(self.temperature)
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown or not self.methods:
             raise ConfigError(

@@ -21,6 +21,7 @@ __all__ = [
     "Prompts",
     "Sampling",
     "check_lengths",
+    "continued_ids",
     "prompt_ids",
     "render_attempts",
     "write_completions",
@@ -86,10 +87,15 @@ def render_attempts(
 
 def prompt_ids(tokenizer: Any, attempt: Attempt) -> tuple[int, ...]:
     """Token ids that the model continues: the template's prompt and the first words given."""
-    if not attempt.prefill:
-        return render_prompt(tokenizer, attempt.messages)
-    messages = (*attempt.messages, Message("assistant", attempt.prefill))
-    return render(tokenizer, messages, max_length=_NO_LIMIT).ids
+    prefill = (Message("assistant", attempt.prefill),) if attempt.prefill else ()
+    return continued_ids(tokenizer, (*attempt.messages, *prefill))
+
+
+def continued_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Token ids that the model continues; an assistant's turn at the end goes on where it stops."""
+    if messages[-1].role == "assistant":
+        return render(tokenizer, messages, max_length=_NO_LIMIT).ids
+    return render_prompt(tokenizer, messages)
 
 
 def check_lengths(

@@ -13,7 +13,13 @@ from circuit_breakers_training.evaluate import EARLY_TOKENS
 from circuit_breakers_training.evaluation.capability import check_lm_eval
 from circuit_breakers_training.evaluation.suites import DEFAULT_SUITES
 
-__all__ = ["EvaluationSettings"]
+__all__ = [
+    "EvaluationSettings",
+    "check_at_least_one",
+    "check_backend",
+    "check_degenerate_share",
+    "check_temperature",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +69,10 @@ class EvaluationSettings:
         """
         if not self.suites:
             raise ConfigError("got no suites, expected at least one; name one with --suite")
-        for name in ("limit", "per_prompt", "max_new_tokens", "stop_within"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"got {name} {getattr(self, name)}, expected at least 1")
-        if not self.temperature >= 0:
-            raise ConfigError(f"got temperature {self.temperature}, expected 0 or more")
-        if self.backend not in (None, *get_args(Backend)):
-            raise ConfigError(
-                f"got backend {self.backend!r}, expected {' or '.join(get_args(Backend))}; "
-                "correct it"
-            )
-        if not 0 < self.degenerate_share < 1:
-            raise ConfigError(
-                f"got a degenerate share of {self.degenerate_share}, expected 0 to 1, exclusive"
-            )
+        check_at_least_one(self, "limit", "per_prompt", "max_new_tokens", "stop_within")
+        check_temperature(self.temperature)
+        check_backend(self.backend)
+        check_degenerate_share(self.degenerate_share)
         if (self.judge_url is None) != (self.judge_model is None):
             raise ConfigError(
                 "got one of --judge-url and --judge-model, expected both or none; add the other"
@@ -107,3 +103,46 @@ class EvaluationSettings:
             "judge_model": self.judge_model,
             "lm_eval_tasks": list(self.lm_eval_tasks),
         }
+
+
+def check_at_least_one(settings: Any, *names: str) -> None:
+    """Pass if each of these settings is at least 1.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"got {name} {getattr(settings, name)}, expected at least 1")
+
+
+def check_temperature(temperature: float) -> None:
+    """Pass for one that can be sampled at.
+
+    Raises:
+        ConfigError: it is below 0, or NaN.
+    """
+    if not temperature >= 0:
+        raise ConfigError(f"got temperature {temperature}, expected 0 or more")
+
+
+def check_backend(backend: str | None) -> None:
+    """Pass for one that there is, and for None.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+    if backend not in (None, *get_args(Backend)):
+        raise ConfigError(
+            f"got backend {backend!r}, expected {' or '.join(get_args(Backend))}; correct it"
+        )
+
+
+def check_degenerate_share(share: float) -> None:
+    """Pass for a share of benign answers that degenerate text can be told by.
+
+    Raises:
+        ConfigError: it is not within 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"got a degenerate share of {share}, expected 0 to 1, exclusive")
