@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 
+from ..local_server import answering, url_of
 from ..server.api.conftest import MODEL, POLICIES
 from ..server.api.governed_app import SECRET, key_table
 
@@ -139,12 +139,6 @@ class Unguarded(NamedTuple):
 
 @pytest.fixture
 def unguarded() -> Iterator[Unguarded]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _WithoutGuard) as server:
+    with answering(_WithoutGuard) as server:
         server.asked = []  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield Unguarded(f"http://127.0.0.1:{server.server_port}/v1", server.asked)  # type: ignore[attr-defined]
-        finally:
-            server.shutdown()
-            thread.join()
+        yield Unguarded(f"{url_of(server)}/v1", server.asked)  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ..node import npm, require_node
 from ..server.api.conftest import MODEL, Server
 from ..server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
 
@@ -51,16 +52,8 @@ def shown_by(command: list[str], server: Server, directory: Path) -> list[dict[s
 
 
 def test_openai_node(server: Server, tmp_path: Path) -> None:
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        pytest.skip("needs node and npm (Debian: apt-get install nodejs npm)")
-    fetched = subprocess.run(
-        [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", OPENAI_NODE],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    require_node()
+    fetched = npm(tmp_path, "install", "--no-audit", "--no-fund", "--ignore-scripts", OPENAI_NODE)
     if fetched.returncode:
         pytest.skip(f"npm cannot fetch {OPENAI_NODE}: {fetched.stderr.strip()[-200:]}")
     shutil.copy(HERE / "ask_node.mjs", tmp_path)

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from ..node import installed, require_node
 from ..server.api.conftest import MODEL, Server
 from ..server.api.governed_app import attach, governed_app, policy_file
-from .node import installed, require_node
 
 HERE = Path(__file__).parent
 
@@ -56,7 +56,7 @@ def write_fonts(directory: Path) -> Path:
 
 
 def test_the_console_in_a_browser(server: Server, keyed_origin: str, tmp_path: Path) -> None:
-    require_node()
+    require_node(20, 19)
     packages = installed(HERE)
     copy = tmp_path / "browser"
     copy.mkdir()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .node import npm, require_node
+from ..node import npm, require_node
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "clients" / "console"
@@ -23,7 +23,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def test_a_new_build_has_the_bytes_that_are_shipped(tmp_path: Path) -> None:
-    require_node()
+    require_node(20, 19)
     copy = tmp_path / "elsewhere" / "console"
     shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("node_modules"))
     fetched = npm(copy, "ci", "--no-audit", "--no-fund")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from circuit_breakers.api.connection import http_server
 from circuit_breakers.cli import app
 from circuit_breakers.cli.chat import _without_controls
 
+from ...local_server import answering, url_of
 from ..api.conftest import Server, free_port, server_environment, user
 from ..api.governed_app import governed_app, policy_file
 
@@ -182,12 +183,8 @@ def recorder(server: Server) -> Iterator[tuple[str, list[Any]]]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as proxy:
-        thread = Thread(target=proxy.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{proxy.server_port}/v1", conversations
-        proxy.shutdown()
-        thread.join()
+    with answering(Recorder) as proxy:
+        yield f"{url_of(proxy)}/v1", conversations
 
 
 def test_turns_stay_unless_they_trip(recorder: tuple[str, list[Any]]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from circuit_breakers.cli import app
 
+from ...local_server import answering, url_of
 from ..api.conftest import Server, free_port
 
 CONVERSATIONS = [
@@ -97,12 +97,8 @@ def proxy() -> Iterator[tuple[str, list[Any]]]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), BadGateway) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
-        thread.join()
+    with answering(BadGateway) as server:
+        yield url_of(server), asked
 
 
 def test_another_shape_of_error_is_an_error_too(file: Path, proxy: tuple[str, list[Any]]) -> None:

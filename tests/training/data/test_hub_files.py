@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,8 @@ import pytest
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.hub_files import hub_files
 from circuit_breakers_training.data.sources import SourceSpec, locate, read_source
+
+from ...local_server import answering, url_of
 
 COMMIT = "c" * 40
 ROW = {"prompt": "A request", "output": "PLACEHOLDER", "llama3_output": "No."}
@@ -74,13 +75,8 @@ class _Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hub_url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(_Hub) as server:
+        yield url_of(server)
 
 
 @pytest.fixture
