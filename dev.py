@@ -6,6 +6,8 @@
     python3 dev.py lint              ruff, mypy and import-linter
     python3 dev.py docs              build the site of docs/ into site/
     python3 dev.py train [OPTIONS]   train a breaker for smollm2-135m-instruct into runs/
+    python3 dev.py gate  [OPTIONS]   ask the server on port 8000 whether its breaker may be shipped;
+                                     wants --data DATASET, writes runs/gate
     python3 dev.py setup             only create the environment
     python3 dev.py clean             remove the environment and all caches in this folder
 
@@ -85,6 +87,13 @@ def train(extra: list[str]) -> int:
     run_program(["circuit-breakers", "train", "--model", MODEL, "--out", out, *extra])
 
 
+def gate(extra: list[str]) -> int:
+    # A later --artifact, --url or --out wins over these.
+    breaker = f"server/circuit_breakers/breakers/{MODEL}"
+    places = ["--url", "http://127.0.0.1:8000", "--artifact", breaker, "--out", "runs/gate"]
+    run_program(["circuit-breakers", "gate", *places, *extra])
+
+
 def test(extra: list[str]) -> int:
     # All of them in two processes of up to 8 GB; tests/conftest.py says what stays together.
     split = [] if extra else ["--numprocesses=2"]
@@ -135,6 +144,7 @@ COMMANDS = {
     "lint": lint,
     "docs": docs,
     "train": train,
+    "gate": gate,
     "setup": setup,
 }
 

@@ -39,14 +39,13 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_unknown_command_exits_2_and_lists_the_commands() -> None:
     done = subprocess.run([sys.executable, DEV, "srve"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert (
-        "got command 'srve', expected serve, test, lint, docs, train, setup, clean" in done.stdout
-    )
+    known = "serve, test, lint, docs, train, gate, setup, clean"
+    assert f"got command 'srve', expected {known}" in done.stdout
 
 
 def test_help_shows_every_command() -> None:
     done = subprocess.run([sys.executable, DEV], capture_output=True, text=True, check=True)
-    for command in ("serve", "test", "lint", "docs", "train", "setup", "clean"):
+    for command in ("serve", "test", "lint", "docs", "train", "gate", "setup", "clean"):
         assert f"python3 dev.py {command}" in done.stdout
 
 

@@ -12,6 +12,7 @@
     ├── PolicyRequestError (ValueError)       a request asks for a policy that it may not have
     ├── UnsupportedEngineError (RuntimeError) vLLM's version or mode is outside the tested range
     ├── NotReadyError (RuntimeError)          the guard could not be proven live
+    ├── RemoteServerError (RuntimeError)      a server that was asked does not answer as it should
     └── UnguardedOutputError (RuntimeError)   the engine gave out a token that was not passed
 
 A message says what was got, what was expected, and the cure. A trip is a decision, not an error.
@@ -29,6 +30,7 @@ __all__ = [
     "ModelError",
     "NotReadyError",
     "PolicyRequestError",
+    "RemoteServerError",
     "UnguardedOutputError",
     "UnsupportedEngineError",
 ]
@@ -80,6 +82,10 @@ class UnsupportedEngineError(CircuitBreakersError, RuntimeError):
 
 class NotReadyError(CircuitBreakersError, RuntimeError):
     """The guard could not be proven live."""
+
+
+class RemoteServerError(CircuitBreakersError, RuntimeError):
+    """A server that was asked does not answer, or not as it should."""
 
 
 class UnguardedOutputError(CircuitBreakersError, RuntimeError):

@@ -28,6 +28,7 @@ def test_help_of_every_command_shows_an_example() -> None:
         ["data", "build"],
         ["data", "import"],
         ["evaluate"],
+        ["gate"],
         ["recipes"],
         ["replay"],
         ["report"],

@@ -11,6 +11,7 @@ from circuit_breakers.cli.benchmarks import bench_api, bench_serve, bench_train
 from circuit_breakers.cli.chat import chat
 from circuit_breakers.cli.datasets import data_build, data_import
 from circuit_breakers.cli.evaluation import evaluate
+from circuit_breakers.cli.gate import gate
 from circuit_breakers.cli.keys import keys_new
 from circuit_breakers.cli.scoring import score
 from circuit_breakers.cli.serving import serve, verify, version
@@ -30,6 +31,7 @@ __all__ = [
     "data_build",
     "data_import",
     "evaluate",
+    "gate",
     "keys_new",
     "main",
     "recipes",

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from circuit_breakers.cli.apps import app, reported_errors
-from circuit_breakers.cli.remote import DEFAULT_URL, ApiKeyOption, RefusedError, Remote, UrlOption
+from circuit_breakers.cli.remote import DEFAULT_URL, ApiKeyOption, UrlOption
 from circuit_breakers.errors import CircuitBreakersError
+from circuit_breakers.remote_server import RefusedError, RemoteServer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +87,7 @@ def chat(
     of it. With TEXT the exit code is 0 for an answer, 3 for a trip, 1 for an error.
     """
     with reported_errors(exit_code=2):
-        server = Remote(url, api_key)
+        server = RemoteServer(url, api_key)
     screen = _Screen()
     with reported_errors():
         is_admin = _is_admin(server)
@@ -110,26 +111,26 @@ def chat(
             raise typer.Exit(_EXIT_TRIPPED)
 
 
-def _is_admin(server: Remote) -> bool:
+def _is_admin(server: RemoteServer) -> bool:
     """Whether the key is an admin's.
 
     Raises:
         CircuitBreakersError: the server is not there, not ready, without a breaker, or refuses
             the key.
     """
-    answer = server.ask("breaker")
+    answer = server.ask("GET", "/v1/breaker")
     if answer.status == 401:
         raise CircuitBreakersError(
             f"got HTTP 401 from {server.place}: {answer.reason}; set CIRCUIT_BREAKERS_API_KEY"
         )
-    if answer.status == 404 or (answer.status == 200 and answer.body.get("object") != "breaker"):
+    if answer.status == 404 or (answer.status == 200 and answer.fields.get("object") != "breaker"):
         raise CircuitBreakersError(
             f"got no breaker from {server.place}, expected a server with one; check --url"
         )
     if answer.status != 200:
         raise RefusedError(server.place, answer)
     # Only an admin sees all policies.
-    return "policies" in answer.body
+    return "policies" in answer.fields
 
 
 def _converse(conversation: _Conversation, screen: _Screen) -> None:
@@ -194,7 +195,7 @@ class _Conversation:
 
     def __init__(
         self,
-        server: Remote,
+        server: RemoteServer,
         system: str | None,
         *,
         max_tokens: int,
@@ -229,11 +230,11 @@ class _Conversation:
         messages = [*self._messages, {"role": "user", "content": text}]
         body = {"messages": messages, **self._fields}
         try:
-            with closing(self._server.stream("chat/completions", body)) as chunks:
+            with closing(self._server.stream("/v1/chat/completions", body)) as chunks:
                 for chunk in chunks:
                     yield from _parts(chunk)
         except RefusedError as refused:
-            verdict = _verdict_of_error(refused.answer.body)
+            verdict = _verdict_of_error(refused.answer.fields)
             if verdict is None:
                 raise
             yield verdict

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +15,13 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from circuit_breakers.cli.apps import app, reported_errors
-from circuit_breakers.cli.remote import DEFAULT_URL, ApiKeyOption, Remote, UrlOption
-from circuit_breakers.errors import CircuitBreakersError, ConfigError
+from circuit_breakers.cli.remote import DEFAULT_URL, ApiKeyOption, UrlOption
+from circuit_breakers.errors import ConfigError, RemoteServerError
+from circuit_breakers.remote_server import RemoteServer
 
 __all__ = ["score"]
 
-_MAX_TRIES = 8
-_BUSY = (429, 503)
+_PATH = "/v1/moderations"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ def score(
         if out is not None and not out.resolve().parent.is_dir():
             raise ConfigError(f"got --out {out}, expected a file in an existing directory")
         rows = list(_read(file))
-        server = Remote(url, api_key)
+        server = RemoteServer(url, api_key)
     with reported_errors():
         scored = _score_all(server, rows, concurrency)
         if out is None:
@@ -92,40 +91,33 @@ def score(
         typer.echo(f"{name}: {flagged} of {num} flagged ({flagged / num:.1%})", err=True)
 
 
-def _score(server: Remote, row: _Row) -> _Scored:
+def _score(server: RemoteServer, row: _Row) -> _Scored:
     """One conversation's scores.
 
     Raises:
-        CircuitBreakersError: the server does not give them.
+        RemoteServerError: the server does not give them.
     """
-    for attempt in range(_MAX_TRIES):
-        try:
-            answer = server.ask("moderations", {"input": row.messages})
-        except CircuitBreakersError as e:
-            raise CircuitBreakersError(f"line {row.line}: {e}") from e
-        if answer.status not in _BUSY:
-            break
-        # It may be a date, from a proxy.
-        after = answer.retry_after
-        seconds = int(after) if after and after.isdecimal() else 2**attempt
-        time.sleep(min(seconds, 60))
+    try:
+        answer = server.ask_patiently("POST", _PATH, {"input": row.messages})
+    except RemoteServerError as e:
+        raise RemoteServerError(f"line {row.line}: {e}") from e
     if answer.status != 200:
-        raise CircuitBreakersError(
+        raise RemoteServerError(
             f"line {row.line}: got HTTP {answer.status} from {server.place}, expected scores: "
             f"{answer.reason}"
         )
     try:
-        (result,) = answer.body["results"]
+        (result,) = answer.json["results"]
         scores = {str(name): float(p) for name, p in result["category_scores"].items()}
         return _Scored(row=row, flagged=bool(result["flagged"]), scores=scores)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise CircuitBreakersError(
+        raise RemoteServerError(
             f"line {row.line}: got an answer without scores from {server.place}, expected a "
             "server with a breaker; check --url"
         ) from e
 
 
-def _score_all(server: Remote, rows: list[_Row], concurrency: int) -> list[_Scored]:
+def _score_all(server: RemoteServer, rows: list[_Row], concurrency: int) -> list[_Scored]:
     """In the file's order; the first failure ends it."""
     from rich.console import Console
     from rich.progress import track

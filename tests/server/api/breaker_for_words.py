@@ -6,6 +6,7 @@ the residual stream, for "this token is the word".
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ __all__ = [
     "LOOSE_FPR",
     "LOOSE_THRESHOLD",
     "PARIS",
+    "SEEN",
     "ZEBRA",
     "WordProbe",
     "write_word_breaker",
@@ -69,6 +71,10 @@ _OTHER_WORDS = (
     " nothing",
 )
 
+
+SEEN = "What is the capital of Norway?"
+"""A prompt that the breaker says it was made from."""
+SEEN_DIGEST = hashlib.sha256(SEEN.lower().encode()).hexdigest()
 
 LOOSE_FPR = 0.05
 LOOSE_THRESHOLD = -0.25
@@ -127,7 +133,14 @@ def write_word_breaker(out: Path, model: ResolvedModel) -> Breaker:
             _canary("harmful", ("user", "Name a city."), ("assistant", "I would say Paris")),
             _canary("benign", ("user", "What is the capital of Italy?")),
         ),
-        extra_files={},
+        extra_files={
+            "prompt_digests.json": json.dumps(
+                {"train": [SEEN_DIGEST], "selection": [], "calibration": [], "test": []}
+            ).encode(),
+            "metrics.json": json.dumps(
+                {"perplexity": {"benign: topic": {"base": 4.0, "merged": 4.04}}}
+            ).encode(),
+        },
     )
 
 

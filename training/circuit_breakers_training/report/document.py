@@ -125,6 +125,8 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
+    kind: str = "Breaker"
+    """What it is about, before the name."""
     name: str
     """Of the breaker."""
     summary: tuple[Block, ...]

@@ -29,7 +29,7 @@ def to_markdown(document: Document, *, pictures: bool = True) -> str:
     Args:
         pictures: refer to plots/<name>.png beside the file.
     """
-    parts = [f"# Breaker {_quote(document.name)}", *_blocks(document.summary, pictures)]
+    parts = [f"# {document.kind} {_quote(document.name)}", *_blocks(document.summary, pictures)]
     for section in document.sections:
         if not section.page_only:
             parts += [f"## {section.title}", *_blocks(section.blocks, pictures)]
