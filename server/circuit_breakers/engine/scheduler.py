@@ -28,11 +28,10 @@ import numpy.typing as npt
 from circuit_breakers.engine.block_scores import BlockScores, gate_prefix_cache
 from circuit_breakers.engine.compat import check_engine_config, check_scheduler
 from circuit_breakers.engine.config import ADAPTER_NAME, EngineGuardConfig
-from circuit_breakers.engine.delivery import STOP_REASON
 from circuit_breakers.engine.releases import (
     OF_FIRST_OUTPUT,
-    keep_judged,
     keep_tokens,
+    send_last,
     send_scored,
 )
 from circuit_breakers.engine.running_streams import RunningStreams
@@ -160,8 +159,7 @@ class SchedulerGuard:
                 stream.held = output
                 stream.held_end = stream.request.num_tokens
             else:
-                end = keep_judged(stream.request, output, stream.num_judged)
-                released.append(send_scored(stream, output, min(stream.num_judged, end)))
+                released += send_last(stream, output)
                 self._streams.close(output.request_id)
         return released
 
@@ -185,13 +183,9 @@ class SchedulerGuard:
                 for name in OF_FIRST_OUTPUT:
                     setattr(output, name, getattr(held, name))
                 output.events = [*(held.events or ()), *(output.events or ())] or None
-        keep_judged(stream.request, output, trip.token_index)
         if trip.phase == "prompt":
             output.new_prompt_logprobs_tensors = output.prompt_token_id_logprobs = None
-        output.finish_reason = _finish_reason_stop()
-        output.stop_reason = STOP_REASON
-        released.append(send_scored(stream, output, stream.num_judged, trip))
-        return released
+        return released + send_last(stream, output, trip)
 
     def stream_of(self, request_id: str) -> RequestStream:
         return self._streams[request_id]
@@ -215,12 +209,6 @@ class SchedulerGuard:
 
 def _runs_breaker_adapter(request: Any) -> bool:
     return request.lora_request is not None and request.lora_request.lora_name == ADAPTER_NAME
-
-
-def _finish_reason_stop() -> Any:
-    from vllm.v1.engine import FinishReason
-
-    return FinishReason.STOP
 
 
 def _guarded_update(guard: SchedulerGuard, scheduler: Any, original: Any, step: Any) -> Any:

@@ -99,6 +99,46 @@ def test_scores_end_where_the_tokens_end(rig: Rig) -> None:
         assert len(rig.recorder.check_order(request_id)) == num_tokens
 
 
+def test_a_stop_token_takes_nothing_else_with_it(rig: Rig) -> None:
+    """vLLM's detokenizer leaves the last token of a stopped output out, as its stop token is that.
+
+    A stop token without a score has gone already here; then such an output has no tokens.
+    """
+    from vllm import SamplingParams
+
+    rig.recorder.clear()
+    engine = rig.llm.llm_engine
+    max_tokens = {}
+    for i in range(60):
+        # Two tokens at random: about half of ngram's drafts are accepted, and one of them stops.
+        sampling = SamplingParams(
+            temperature=1.0,
+            seed=i,
+            max_tokens=1 + i % 6,
+            allowed_token_ids=[50, 51],
+            stop_token_ids=[51],
+            ignore_eos=True,
+            detokenize=False,
+        )
+        engine.add_request(f"r{i}", {"prompt_token_ids": [10 + i, 50, 51, 50, 50, 51]}, sampling)
+        max_tokens[f"r{i}"] = sampling.max_tokens
+    reasons = set()
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            (completion,) = output.outputs
+            if output.finished:
+                # A stop token that was a draft has its score, and is there.
+                has_stop = 51 in completion.token_ids
+                is_full = len(completion.token_ids) == max_tokens[output.request_id]
+                expected = "length" if is_full and not has_stop else "stop"
+                assert completion.finish_reason == expected
+                reasons.add(completion.finish_reason)
+    assert "stop" in reasons
+    for deliveries in rig.recorder.deliveries.values():
+        if deliveries[-1].stopped:
+            assert deliveries[-1].token_ids[-1:] in ((), (51,))
+
+
 def _run(engine: Any, scheduler: Any, operations: list[tuple[str, Any]]) -> None:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind

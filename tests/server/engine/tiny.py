@@ -186,6 +186,7 @@ class Delivery(NamedTuple):
     logit_TP: FloatArray
     tripped: bool
     finished: bool
+    stopped: bool
     num_logprobs: int
 
 
@@ -247,6 +248,7 @@ def _delivery(output: Any) -> Delivery:
         logit_TP=np.frombuffer(raw, np.float32).reshape(-1, num_probes),
         tripped=trip is not None,
         finished=output.finish_reason is not None,
+        stopped=str(output.finish_reason) == "stop",
         num_logprobs=0 if logprobs is None else len(logprobs.logprobs),
     )
 
