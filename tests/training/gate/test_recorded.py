@@ -33,9 +33,9 @@ def test_harmful_texts_are_no_part_of_it(scripted: ScriptedServer, make_target: 
     assert all(kind.name.startswith("benign: ") for kind in kinds)
     assert mean.count == len(kinds) > 1
     changes = [kind.value for kind in kinds if isinstance(kind.value, float)]
-    # The shipped breaker's texts of harm have a thousand times the perplexity.
+    # The shipped breaker's texts of harm have about a hundred times the perplexity.
     assert isinstance(mean.value, float)
-    assert min(changes) <= mean.value <= max(changes) < 1
+    assert min(changes) <= mean.value <= max(changes) < 10
 
 
 def test_an_artifact_that_records_nothing_proves_nothing(
