@@ -34,6 +34,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """Lower-case label, usable as a metric label and a tensor name prefix."""
 Layer = Annotated[int, Field(ge=0)]
 """0-based decoder block whose OUTPUT is read: HF hidden_states[layer + 1]."""
+Threshold = Annotated[FiniteFloat, Field(ge=-1e30, le=1e30)]
+"""A logit. Scores are float32: a threshold beyond that would be infinite, and nothing reach it."""
+NumConversations = Annotated[int, Field(ge=1, le=2**53)]
+"""Shares of them are floats."""
 
 
 def _is_none(value: object) -> bool:
@@ -54,7 +58,7 @@ class Aggregation(_Frozen):
     kind: Literal["max", "ema", "rolling_mean"]
     alpha: Annotated[float, Field(gt=0, le=1)] | None = None
     """Weight of the newest token; ema only."""
-    window: Annotated[int, Field(ge=1)] | None = None
+    window: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Tokens averaged; rolling_mean only."""
     skip_tokens: Annotated[int, Field(ge=1)] = 1
     """Leading positions left out. At least 1: position 0 is an attention sink."""
@@ -74,8 +78,8 @@ class OperatingPoint(_Frozen):
     """One promise that the calibration data supports, and the threshold that keeps it."""
 
     target_fpr: Annotated[float, Field(gt=0, lt=1)]
-    threshold_logit: FiniteFloat
-    num_conversations: Annotated[int, Field(ge=1)]
+    threshold_logit: Threshold
+    num_conversations: NumConversations
     num_trips: Annotated[int, Field(ge=0)]
     fpr_upper_bound: Annotated[float, Field(gt=0, le=1)]
     """Clopper-Pearson upper bound at the calibration's confidence; within `target_fpr`."""
@@ -124,7 +128,7 @@ class Calibration(_Frozen):
 
     target_fpr: Annotated[float, Field(gt=0, lt=1)]
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    num_conversations: Annotated[int, Field(ge=1)]
+    num_conversations: NumConversations
     num_trips: Annotated[int, Field(ge=0)]
     fpr_upper_bound: Annotated[float, Field(gt=0, le=1)]
     """Clopper-Pearson upper bound of the false-positive rate at `confidence`."""
@@ -162,7 +166,7 @@ class ProbeSpec(_Frozen):
     layers: Annotated[tuple[Layer, ...] | None, Field(exclude_if=_is_none)] = None
     """Instead of `layer`: two or more blocks, ascending, in the order of the weight's rows."""
     aggregation: Aggregation
-    threshold_logit: FiniteFloat
+    threshold_logit: Threshold
     """Trips when the running score is >= this."""
     calibration: Calibration
 
@@ -258,6 +262,9 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
+        if not 1970 <= self.created.year < 9999:
+            # Its age is told in seconds since 1970, whatever its time zone.
+            raise ValueError(f"got created {self.created.isoformat()}, expected a year from 1970")
         names = [p.name for p in self.probes]
         if len(set(names)) != len(names):
             raise ValueError(f"probe names must be unique; got {names}")

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from circuit_breakers.artifact.manifest import SCHEMA_VERSION, Manifest
+from circuit_breakers.artifact.strict_json import load_json
 from circuit_breakers.errors import ArtifactError
 
 __all__ = ["manifest_from_json", "manifest_to_json", "parse_manifest"]
@@ -52,8 +53,8 @@ def manifest_from_json(data: bytes, where: str) -> Manifest:
             "export the breaker again"
         )
     try:
-        raw = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as e:
+        raw = load_json(data)
+    except ValueError as e:
         raise ArtifactError(
             f"{where}: got text that is not valid JSON ({e}), expected a breaker manifest; "
             "copy or export the breaker again"
@@ -103,16 +104,3 @@ def _explain(problem: Any) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Parsers disagree on which of two equal keys counts, so what was reviewed may not be what runs.
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(k for k in keys if keys.count(k) > 1)!r}")
-    return result
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not a JSON number")

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from circuit_breakers.artifact.manifest import BaseModelSpec, ProbeSpec
+from circuit_breakers.artifact.strict_json import load_json
 from circuit_breakers.errors import ArtifactError
 
 __all__ = [
@@ -155,11 +156,11 @@ def parse_adapter_config(data: bytes, where: str) -> dict[str, Any]:
     """adapter_config.json as a dictionary.
 
     Raises:
-        ArtifactError: not JSON, not LoRA, or it names code to import.
+        ArtifactError: not JSON, not LoRA, it names code to import, or modules by no name.
     """
     try:
-        config = json.loads(data)
-    except (ValueError, RecursionError) as e:
+        config = load_json(data)
+    except ValueError as e:
         raise ArtifactError(f"{where}: got invalid JSON ({e}), expected PEFT's; {_AGAIN}") from e
     peft_type = config.get("peft_type") if isinstance(config, dict) else None
     if peft_type != "LORA":
@@ -172,6 +173,11 @@ def parse_adapter_config(data: bytes, where: str) -> dict[str, Any]:
         raise ArtifactError(
             f"{where}: got auto_mapping={config['auto_mapping']!r}, which names code to import, "
             "expected null; train with task_type='CAUSAL_LM'"
+        )
+    modules = config.get("target_modules")
+    if isinstance(modules, list) and not all(isinstance(name, str) for name in modules):
+        raise ArtifactError(
+            f"{where}: got target_modules={modules!r}, expected names; train a plain LoRA adapter"
         )
     return config
 

@@ -103,6 +103,20 @@ def histogram(edges: list[float], counts: list[int]) -> Callable[[Any], None]:
         (set_at("probes", 0, "aggregation", "skip_tokens", value=0), "skip_tokens': got 0"),
         (set_at("canaries", value=[]), "canaries need at least one 'harmful' and one 'benign'"),
         (set_at("created", value="yesterday"), "field 'created': got 'yesterday'"),
+        (set_at("created", value="0001-01-01T00:00:00"), "got created 0001-.* a year from 1970"),
+        (
+            set_at("probes", 0, "threshold_logit", value=1e39),
+            r"probes\.0\.threshold_logit': got 1e",
+        ),
+        (
+            set_at("probes", 0, "aggregation", value={"kind": "rolling_mean", "window": 10**30}),
+            r"aggregation\.window': got 10{30}",
+        ),
+        (
+            set_at("probes", 0, "calibration", "num_conversations", value=10**30),
+            r"num_conversations': got 10{30}",
+        ),
+        (curve((0.05, -1e39), (0.01, 2.5)), r"curve\.0\.threshold_logit': got -1e"),
         (set_at("data_sha256", "train", value="xyz"), r"data_sha256\.train': got 'xyz'"),
         (lambda m: m.pop("recipe"), "field 'recipe' is missing"),
         (lambda m: m.pop("schema_version"), "got schema_version None"),
@@ -123,6 +137,7 @@ def test_names_field_got_and_expected(
         (b"[]", "got a JSON list, expected an object"),
         (b'{"schema_version": 1, "schema_version": 1}', "duplicate key 'schema_version'"),
         (b'{"schema_version": NaN}', "NaN is not a JSON number"),
+        (b'{"recipe": {"x": 1e999}}', "1e999 is beyond a float"),
         (b"[" * 100_000, "not valid JSON"),
         (b" " * (8 * 1024 * 1024 + 1), "expected at most"),
     ],

@@ -167,6 +167,10 @@ def test_refuses_non_finite_bfloat16_adapter(bits: int, forge: Forge) -> None:
     [
         (b"not json", "got invalid JSON"),
         (b"[]", "got peft_type None, expected 'LORA'"),
+        (b'{"peft_type": "LORA", "lora_alpha": NaN}', "NaN is not a JSON number"),
+        (b'{"peft_type": "LORA", "lora_alpha": 1e999}', "1e999 is beyond a float"),
+        (b'{"peft_type": "LORA", "r": 1, "r": 2}', "duplicate key 'r'"),
+        (b'{"peft_type": "LORA", "target_modules": [1, "q_proj"]}', "expected names"),
         (json.dumps({"peft_type": "IA3"}).encode(), "got peft_type 'IA3', expected 'LORA'"),
         (
             json.dumps({"peft_type": "LORA", "auto_mapping": {"parent_library": "evil"}}).encode(),
