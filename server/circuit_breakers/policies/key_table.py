@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from circuit_breakers.errors import ConfigError
-from circuit_breakers.policies.policy_file import KeySpec
+from circuit_breakers.policies.policy_file import RESERVED_IDS, KeySpec
 
 __all__ = ["key_table"]
 
@@ -30,5 +30,7 @@ def key_table(
         raise ConfigError(
             f"--{problem['loc'][0]}: got {problem['input']!r}, {problem['msg'].lower()}; see --help"
         ) from e
+    if stands_for := RESERVED_IDS.get(key_id):
+        raise ConfigError(f"--id: got {key_id!r}, which stands for {stands_for}; take another")
     # Strings and lists of these characters are the same in JSON and TOML.
     return "\n".join(["[[keys]]", *(f"{name} = {json.dumps(v)}" for name, v in given.items())])

@@ -38,6 +38,7 @@ from circuit_breakers.policies.limits import KeyLimits
 __all__ = [
     "ANONYMOUS",
     "CONSOLE",
+    "RESERVED_IDS",
     "KeySpec",
     "LoadedFile",
     "PolicyFile",
@@ -65,7 +66,7 @@ Threshold = Annotated[float, Field(strict=True, ge=-1e6, le=1e6, allow_inf_nan=F
 """A logit. Far beyond what a probe gives, and well within float32."""
 Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
 
-_RESERVED = {
+RESERVED_IDS = {
     ANONYMOUS: "callers without a key",
     CONSOLE: "the key of serve --console",
     "server": "what the server does by itself",
@@ -153,7 +154,7 @@ def load_policy_file(path: Path) -> LoadedFile:
         ) from e
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8 at byte {e.start}; save it as UTF-8") from e
-    except tomllib.TOMLDecodeError as e:
+    except (ValueError, RecursionError) as e:  # tomllib's own, and those that it lets through
         raise ConfigError(f"{path}: not TOML: {e}; fix the line") from e
     try:
         content = PolicyFile.model_validate(data)
@@ -197,7 +198,7 @@ def _inconsistent_keys(keys: Sequence[KeySpec], policies: Any) -> str | None:
     hashes: dict[str, str] = {}
     for number, key in enumerate(keys, start=1):
         table = f"[[keys]] number {number} (id {key.id!r})"
-        if stands_for := _RESERVED.get(key.id):
+        if stands_for := RESERVED_IDS.get(key.id):
             return f"{table} id: got {key.id!r}, which stands for {stands_for}; rename it"
         if key.policy is not None and key.policy not in policies:
             return (

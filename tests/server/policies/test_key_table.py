@@ -27,6 +27,8 @@ def test_the_lines_are_a_key_of_a_policy_file() -> None:
     ("values", "message"),
     [
         ({"key_id": 'a"\nscope = ["admin"]'}, "--id: got"),
+        ({"key_id": "anonymous"}, "--id: got 'anonymous', which stands for callers without a key"),
+        ({"key_id": "console"}, "--id: got 'console', which stands for the key of serve --console"),
         ({"policy": "Strict"}, "--policy: got 'Strict'"),
         ({"scope": ["root"]}, "--scope: got"),
     ],

@@ -101,6 +101,8 @@ def test_a_key_expires_at_its_time(tmp_path: Path) -> None:
         ("burst = 5", "burst = 0", r"limits\.burst: got 0, expected greater than or equal to 1"),
         ('scope = ["admin"]', 'scope = ["root"]', r"scope\.0: got 'root', expected 'inference' or"),
         ("burst = 5", "burst = ", r"not TOML: .*line \d+"),
+        ("burst = 5", "burst = " + "[" * 2000, "not TOML: maximum recursion"),
+        ("burst = 5", "burst = " + "9" * 5000, "not TOML: Exceeds the limit"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
