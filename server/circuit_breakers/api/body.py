@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from fastapi import Request
@@ -113,6 +114,14 @@ def _parse_int(digits: str) -> int:
     return value
 
 
+def _parse_float(digits: str) -> float:
+    value = float(digits)
+    # No answer that repeats it would be JSON.
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:24]} is beyond a 64-bit float")
+    return value
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
@@ -120,6 +129,7 @@ def _refuse_constant(name: str) -> Any:
 _STRICT: dict[str, Any] = {
     "object_pairs_hook": _unique,
     "parse_constant": _refuse_constant,
+    "parse_float": _parse_float,
     "parse_int": _parse_int,
 }
 

@@ -25,6 +25,7 @@ from circuit_breakers.api.errors import ApiError
         (b'{"a":' + b"1" * 5000 + b"}", "not JSON"),
         (b'{"a": 9223372036854775808}', "9223372036854775808 is not a 64-bit integer"),
         (b'{"a": [-9223372036854775809]}', "is not a 64-bit integer"),
+        (b'{"a": [-1e999]}', "-1e999 is beyond a 64-bit float"),
         (b'{"a": 1, "b": 2, "a": 1}', "the key 'a' is there twice"),
         (rb'{"model": 1, "mod\u0065l": 2}', "the key 'model' is there twice"),
         (b'{"a": [{"b": {"c": 1, "d": 2, "d": 3}}]}', "the key 'd' is there twice"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from typing import Any
@@ -47,7 +46,7 @@ def test_the_field_tightens(server: Server, stream: bool) -> None:
         ({"X-Breaker-Policy": "watching"}, None, "mode observe would stop nothing"),
         ({"X-Breaker-Policy": "nothing"}, {"policy": "default"}, "is above yours"),
         ({"X-Breaker-Policy": "late"}, None, "phase prompt would not be judged"),
-        ({}, {"threshold": 1e999}, "guard.threshold"),
+        ({}, {"threshold": 1e7}, "guard.threshold"),
         ({}, "strict", "expected an object"),
     ],
 )
@@ -55,12 +54,7 @@ def test_what_would_loosen_is_refused(
     server: Server, headers: dict[str, str], guard: Any, message: str
 ) -> None:
     body = {"model": MODEL, "messages": user("Say hello."), "guard": guard}
-    raw = json.dumps(body).replace("Infinity", "1e999")
-    answer = server.http.post(
-        "/v1/chat/completions",
-        content=raw,
-        headers={"Content-Type": "application/json"} | headers,
-    )
+    answer = server.http.post("/v1/chat/completions", json=body, headers=headers)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["code"] == "policy_not_allowed"
