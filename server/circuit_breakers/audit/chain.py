@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -61,10 +62,10 @@ class Head(NamedTuple):
         Raises:
             ConfigError: it is no head.
         """
-        seq, _, value = text.strip().partition(":")
-        if not seq.isdecimal() or len(value) != 64 or set(value) - set("0123456789abcdef"):
+        found = re.fullmatch("([0-9]{1,19}):([0-9a-f]{64})", text.strip())
+        if found is None:
             raise ConfigError(f"got head {text!r}, expected SEQ:HASH as `audit verify` prints it")
-        return cls(int(seq), value)
+        return cls(int(found[1]), found[2])
 
 
 def digest(row: Mapping[str, Any]) -> str:

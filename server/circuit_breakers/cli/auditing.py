@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuit_breakers.artifact.strict_json import load_json
 from circuit_breakers.cli.apps import app, audit_app, import_extra, reported_errors
 from circuit_breakers.errors import ConfigError
 
@@ -218,7 +219,7 @@ def _exported_rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                row = json.loads(line)
+                row = load_json(line)
                 if not isinstance(row, dict) or set(row) != expected:
                     raise ConfigError(f"{file}:{number} is no row of an exported audit log")
                 yield row

@@ -150,7 +150,7 @@ def _read(file: Path) -> Iterator[_Row]:
             continue
         try:
             data = json.loads(line)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise ConfigError(f"{file}, line {number}: not JSON; fix the line") from e
         messages = _messages(data)
         if messages is None:

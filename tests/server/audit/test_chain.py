@@ -60,7 +60,9 @@ def test_after_a_change_of_keys_both_are_accepted_and_the_newest_signs() -> None
 def test_a_head_reads_what_it_writes() -> None:
     head = Head(7, digest(linked([trip()], None, None)[0]))
     assert Head.parse(f" {head}\n") == head
-    for text in ("", "7", "x:" + "0" * 64, "7:" + "0" * 63, "7:" + "g" * 64):
+    zeros = "0" * 64
+    wrong = ("", "7", f"x:{zeros}", f"7:{zeros[1:]}", "7:" + "g" * 64, f"{'7' * 5000}:{zeros}")
+    for text in (*wrong, f"\N{ARABIC-INDIC DIGIT SEVEN}:{zeros}"):
         with pytest.raises(ConfigError, match="expected SEQ:HASH"):
             Head.parse(text)
 

@@ -74,6 +74,15 @@ def test_an_export_can_be_verified_by_itself(log: Path, tmp_path: Path) -> None:
     result = runner.invoke(app, ["audit", "verify", "--file", str(file)])
     assert result.exit_code == 1
     assert f"{file}:1 is no row" in result.stderr
+    # The last of two would count here, and the first may be what a person reads.
+    for line, said in (
+        (lines[1].replace('"kind": "trip"', '"kind": "x", "kind": "trip"'), "duplicate key 'kind'"),
+        ("[" * 5000, "nested too deeply"),
+    ):
+        file.write_text("\n".join([lines[0], line, *lines[2:]]))
+        result = runner.invoke(app, ["audit", "verify", "--file", str(file)])
+        assert result.exit_code == 1
+        assert said in result.stderr
 
 
 def test_a_signed_log_is_checked_with_its_key(tmp_path: Path) -> None:

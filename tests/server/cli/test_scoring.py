@@ -133,6 +133,7 @@ def test_no_server_is_an_error_with_its_cure(file: Path) -> None:
     [
         ("", (), "got no conversations"),
         ("{", (), "line 1: not JSON"),
+        ("[" * 5000, (), "line 1: not JSON"),
         ('{"text": "a"}\n{"prompt": "b"}', (), "line 2: got neither"),
         ('{"messages": []}', (), "line 1: got neither"),
         ('{"messages": ["a"]}', (), "line 1: got neither"),
