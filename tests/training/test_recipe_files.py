@@ -115,7 +115,10 @@ def test_unknown_recipe_names_the_known_ones(tmp_path: Path) -> None:
         read_recipe_file(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("content", [b"model = \n", b'model = "\xff"\n'])
+@pytest.mark.parametrize(
+    "content",
+    [b"model = \n", b'model = "\xff"\n', b"steps = " + b"[" * 2000, b"steps = " + b"9" * 5000],
+)
 def test_what_is_not_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)

@@ -90,6 +90,7 @@ def test_values_are_toml(flag: str, value: object) -> None:
         ("a b=3", "expected FIELD=VALUE"),
         ("schedule=cosine", "--set schedule=cosine, whose value is not TOML"),
         ("steps=", "--set steps=, whose value is not TOML"),
+        ("steps=" + "[" * 2000, "whose value is not TOML"),
         ("steps=3\nseed = 4", "--set steps with more than one value"),
     ],
 )

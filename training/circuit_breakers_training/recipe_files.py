@@ -89,7 +89,7 @@ def read_recipe_file(name_or_path: str | Path) -> RecipeFile:
         )
     try:
         fields = tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, and those that it lets through
         raise ConfigError(
             f"recipe {name!r} is not TOML: {error}; expected UTF-8 `field = value` lines; correct "
             "the file at that place"

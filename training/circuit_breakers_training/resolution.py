@@ -98,7 +98,7 @@ def parse_override(text: str) -> Override:
         )
     try:
         parsed = tomllib.loads(f"value = {raw}")
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"got --set {field}={raw}, whose value is not TOML ({error}), expected a number, true, "
             f"false, a quoted text or a list; quote text: --set '{field}=\"...\"'"

@@ -89,7 +89,10 @@ def test_a_file_changes_single_values(tmp_path: Path) -> None:
         ("[detection.auroc]\nmin_count = 1.5\n", "a figure of nothing proves nothing"),
         ("detection = 1\n", "expected a table"),
         ("[detection]\nauroc = 1\n", "expected a table"),
+        ("[detection.auroc]\nat_least = 1" + "0" * 400, "expected a number"),
         ("[detection", "got invalid TOML"),
+        ("x = " + "[" * 2000, "got invalid TOML"),
+        ("x = " + "9" * 5000, "got invalid TOML"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -7,6 +7,7 @@ no proof.
 from __future__ import annotations
 
 import math
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -142,7 +143,7 @@ def load_bars(own: Path | None = None) -> Bars:
 def _parse(text: str, where: str) -> dict[str, dict[str, Any]]:
     try:
         groups = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (ValueError, RecursionError) as e:  # tomllib's own, and those that it lets through
         raise ConfigError(f"{where}: got invalid TOML ({e}), expected bars; correct it") from e
     found = {}
     for group, members in groups.items():
@@ -162,7 +163,7 @@ def _check_values(name: str, values: Mapping[str, Any], where: str) -> None:
     known = [field.name for field in fields(Bar)]
     for key, value in values.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key not in known or not is_number or not math.isfinite(value):
+        if key not in known or not is_number or not abs(value) <= sys.float_info.max:
             raise ConfigError(
                 f"{where}: got {name}.{key} = {value!r}, expected a number for one of "
                 f"{', '.join(known)}; correct it"
