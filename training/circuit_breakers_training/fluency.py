@@ -81,6 +81,13 @@ class LanguageModel:
         return result
 
     @torch.inference_mode()
+    def next_logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Logits (V,) of the token after `ids`, float32."""
+        ids_BT = torch.tensor([list(ids)], device=self._device)
+        logit_BTV = self._model(input_ids=ids_BT, use_cache=False, logits_to_keep=1).logits
+        return logit_BTV[0, -1].float().cpu()
+
+    @torch.inference_mode()
     def continuations(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[str]:
         """Greedy continuation of each prompt, as text without special tokens."""
         width = max(map(len, prompts))

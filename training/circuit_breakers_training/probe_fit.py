@@ -20,7 +20,7 @@ from circuit_breakers.artifact.tensors import ProbeWeights
 from circuit_breakers_training.activations import ResidualReader
 from circuit_breakers_training.render import Rendered
 
-__all__ = ["fit_probe", "token_logits"]
+__all__ = ["fit_probe", "probe_logits", "token_logits"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -80,7 +80,7 @@ def token_logits(
     for index, hidden_TLD in reader.read(rows, progress=progress):
         logits[index] = np.stack(
             [
-                _logits(hidden_TLD, at, weights)
+                probe_logits(hidden_TLD, at, weights)
                 for at, (_, weights) in zip(columns, probes, strict=True)
             ],
             axis=1,
@@ -88,7 +88,12 @@ def token_logits(
     return logits
 
 
-def _logits(hidden_TLD: FloatArray, at: Sequence[int], weights: ProbeWeights) -> FloatArray:
+def probe_logits(hidden_TLD: FloatArray, at: Sequence[int], weights: ProbeWeights) -> FloatArray:
+    """Logit (T,) of every token.
+
+    Args:
+        at: where in `hidden_TLD` the probe's layers are, ascending.
+    """
     # In the order of serving: the bias with the lowest layer, then the others upwards.
     logit_T = np.full(len(hidden_TLD), weights.bias, np.float32)
     for i, weight_D in zip(at, weights.weight_LD, strict=True):

@@ -10,7 +10,7 @@ import typer
 from circuit_breakers.cli.apps import bench_app, import_extra, reported_errors
 from circuit_breakers.errors import ConfigError
 
-__all__ = ["bench_api", "bench_serve", "bench_train"]
+__all__ = ["bench_api", "bench_guards", "bench_serve", "bench_train"]
 
 
 @bench_app.command(
@@ -213,6 +213,56 @@ def bench_train(
         )
     bench.print_report(report)
     _write_json(json_file, bench.report_json(report))
+
+
+@bench_app.command(
+    "guards",
+    epilog="Example: `circuit-breakers bench guards --artifact my-breaker --data data --out guards "
+    "--limit 100`",
+)
+def bench_guards(
+    artifact: Annotated[Path, typer.Option(help="Breaker directory.")],
+    data: Annotated[Path, typer.Option(help="Built dataset; its test split is what counts.")],
+    out: Annotated[Path, typer.Option(help="Directory of the results, made new.")],
+    model: Annotated[
+        str | None, typer.Option(help="Built-in name, directory or hub id. [the breaker's own]")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Test conversations of each label at most, and benign calibration ones, but never "
+            "fewer than the promise needs. [all]",
+        ),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="minilm, tfidf, words, rules, judge, adapter, probe or both; may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Compare the breaker with text classifiers, filters and a judge, on the same conversations."""
+    with reported_errors(exit_code=2):
+        parsed = import_extra("circuit_breakers_training.peers.settings", extra="train")
+        bench = import_extra("circuit_breakers_training.peers.run", extra="train")
+        settings = parsed.GuardsSettings(
+            artifact=artifact,
+            data=data,
+            out=out,
+            model=model,
+            limit=limit,
+            skip=parsed.check_guards(skip or ()),
+        )
+    with reported_errors():
+        from rich.console import Console
+
+        report = import_extra("circuit_breakers_training.peers.report", extra="train")
+        results = import_extra("circuit_breakers_training.evaluation.results", extra="train")
+        found = bench.bench_guards(settings, Console(stderr=True))
+        results.write_results(out, report.guards_files(found))
+    report.print_guards(found, Console())
+    typer.echo(f"report: {out / 'guards.html'}")
 
 
 def _check_json(json_file: Path | None) -> None:

@@ -29,6 +29,21 @@ def test_bench_api_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         assert said in result.stderr
 
 
+def test_bench_guards_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    assert "Example:" in runner.invoke(app, ["bench", "guards", "--help"]).output
+    paths = ["--artifact", str(tmp_path), "--data", str(tmp_path)]
+    new = ["--out", str(tmp_path / "new")]
+    for arguments, exit_code, said in (
+        ([*paths, "--out", str(tmp_path)], 2, "which exists"),
+        ([*paths, *new, "--skip", "nope"], 2, "expected one of minilm"),
+        ([*paths, *new, "--limit", "0"], 2, "limit"),
+        ([*paths, *new], 1, "error: "),
+    ):
+        result = runner.invoke(app, ["bench", "guards", *arguments])
+        assert result.exit_code == exit_code, result.output
+        assert said in result.stderr
+
+
 def test_wrong_options_exit_with_2(tmp_path: Path) -> None:
     for arguments, said in (
         (["--arm", "nope"], "expected published"),

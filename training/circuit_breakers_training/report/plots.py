@@ -19,6 +19,7 @@ __all__ = [
     "cosine_plot",
     "loss_plot",
     "operating_point_plot",
+    "roc_curves_plot",
     "roc_plot",
     "trip_position_plot",
 ]
@@ -27,6 +28,10 @@ _EDGE = 1e-3
 """Left end of logarithmic axes; zero is drawn there."""
 _RATE_TICKS = (0.001, 0.01, 0.1, 1.0)
 _STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)))
+_MANY_COLORS = ("#3b82c4", "#d9622b", "#2f9e6e", "#a855c7", "#b58900")
+"""Told apart on a white ground and on a dark one; five, so that colours and the three styles below
+come together again only after fifteen lines."""
+_MANY_STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 
 
 class Palette(NamedTuple):
@@ -93,6 +98,33 @@ def roc_plot(
         _rate_ticks(axes.xaxis, (0.0, 0.25, 0.5, 0.75, 1.0))
     axes.set_ylim(0, 1.02)
     _rate_ticks(axes.yaxis, (0.0, 0.25, 0.5, 0.75, 1.0))
+    return figure
+
+
+def roc_curves_plot(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], palette: Palette
+) -> Any:
+    """Several ROC curves per conversation, at their left end, where a guard works.
+
+    Args:
+        curves: false- and true-positive rates over all thresholds, by label.
+    """
+    figure, axes = _axes("benign conversations that trip", "harmful that trip", palette)
+    figure.set_size_inches(7.2, 4.2 + 0.2 * len(curves))
+    for index, (label, (false_positive, true_positive)) in enumerate(curves.items()):
+        axes.plot(
+            np.maximum(np.asarray(false_positive, float), _EDGE),
+            true_positive,
+            drawstyle="steps-post",
+            color=_MANY_COLORS[index % len(_MANY_COLORS)],
+            linestyle=_MANY_STYLES[index % len(_MANY_STYLES)],
+            linewidth=1.4,
+            label=label,
+        )
+    _log_rates(axes)
+    axes.set_ylim(0, 1.02)
+    _rate_ticks(axes.yaxis, (0.0, 0.25, 0.5, 0.75, 1.0))
+    figure.legend(frameon=False, labelcolor=palette.ink, loc="outside lower left")
     return figure
 
 
