@@ -15,6 +15,8 @@ from ..fetched_packages import fetched_packages
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm"
 CASES = sorted((CHART / "ci").glob("*-values.yaml"))
+ROUTER = "r-circuit-breakers-router"
+KEYS = '[[keys]]\nid = "a"\n'
 
 
 class Rendered(NamedTuple):
@@ -41,6 +43,7 @@ class Rendered(NamedTuple):
 
 
 Render = Callable[..., Rendered]
+Case = Callable[[str], Rendered]
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +74,6 @@ def render(tools: Path) -> Render:
 
 
 @pytest.fixture(scope="session")
-def case(render: Render) -> Callable[[str], Rendered]:
+def case(render: Render) -> Case:
     """One of the examples in helm/ci, rendered."""
     return lambda name: render(yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text()))
