@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from ..node import npm, require_node
+from ..server.api.capitals import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
 from ..server.api.conftest import MODEL, Server
-from ..server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
 
 HERE = Path(__file__).parent
 PYTHON = HERE.parents[1] / ".venv-clients" / "bin" / "python"

@@ -12,7 +12,7 @@ import pytest
 
 from circuit_breakers_client import AsyncCircuitBreakers, CircuitBreakers, guard_of
 
-from ...server.api.test_openai_client import FRANCE, ZEBRA
+from ...server.api.capitals import FRANCE, ZEBRA
 from ..conftest import Guarded
 from .conftest import chat
 

@@ -20,7 +20,7 @@ from circuit_breakers_client import (
     tighten,
 )
 
-from ...server.api.test_openai_client import ITALY
+from ...server.api.capitals import ITALY
 from .conftest import chat
 
 CLIENTS: list[Any] = [CircuitBreakers, AsyncCircuitBreakers]

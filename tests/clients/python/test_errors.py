@@ -19,7 +19,7 @@ from circuit_breakers_client import (
     tighten,
 )
 
-from ...server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
+from ...server.api.capitals import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
 from ..conftest import Guarded
 from .conftest import chat
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ...server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
+from ...server.api.capitals import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
 from ..conftest import Guarded
 
 PACKAGE = Path(__file__).parents[3] / "clients" / "python"

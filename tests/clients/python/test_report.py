@@ -18,7 +18,7 @@ from circuit_breakers_client import (
     token_scores_of,
 )
 
-from ...server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
+from ...server.api.capitals import BEFORE_PARIS, FRANCE, ITALY, ROME, ZEBRA
 from ..conftest import Guarded
 from .conftest import chat
 

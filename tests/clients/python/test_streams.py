@@ -9,7 +9,7 @@ import pytest
 
 from circuit_breakers_client import CircuitBreakers, GuardedStream, TrippedError, guard_of, tighten
 
-from ...server.api.test_openai_client import BEFORE_PARIS, FRANCE, ITALY, ROME
+from ...server.api.capitals import BEFORE_PARIS, FRANCE, ITALY, ROME
 from ..conftest import Guarded
 from .conftest import chat
 

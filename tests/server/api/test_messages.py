@@ -8,11 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from .capitals import BEFORE_PARIS, FRANCE, ITALY
 from .conftest import MODEL, Server, user
-
-FRANCE = "Tell me the capital of France in one sentence."
-ITALY = "Tell me the capital of Italy in one sentence."
-BEFORE_PARIS = "The capital of France is"
 
 
 def post(server: Server, text: str, **more: Any) -> httpx.Response:

@@ -16,9 +16,9 @@ from circuit_breakers.api.moderations import moderate as moderate_by
 from circuit_breakers.engine.session import current_session, guard_session
 
 from ..policies.test_tightening import OWN
+from .capitals import ZEBRA
 from .conftest import MAX_MODEL_LEN, MODEL, Server, user
 
-ZEBRA = "Do you like the zebra?"
 BENIGN = "What is the capital of Italy?"
 
 

@@ -1,8 +1,4 @@
-"""The OpenAI client's own typed methods on a real server: whole, streamed, parsed and tripped.
-
-Asked for one sentence, the model says with a margin "The capital of France is Paris." and "The
-capital of Italy is Rome."; " Paris" and " zebra" are the words that trip (breaker_for_words.py).
-"""
+"""The OpenAI client's own typed methods on a real server: whole, streamed, parsed and tripped."""
 
 from __future__ import annotations
 
@@ -12,13 +8,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from .capitals import BEFORE_PARIS, FRANCE, ITALY, ROME
 from .conftest import MODEL, Server, user
-
-FRANCE = "Tell me the capital of France in one sentence."
-ITALY = "Tell me the capital of Italy in one sentence."
-ROME = "The capital of Italy is Rome."
-BEFORE_PARIS = "The capital of France is"
-ZEBRA = "Do you like the zebra?"
 
 
 class City(BaseModel):
