@@ -29,6 +29,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from circuit_breakers.artifact import Aggregation
+from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, ProbeRecipe, Recipe
+from circuit_breakers_training.data.dataset import SCHEMA_VERSION, write_dataset
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message
 
 TEMPLATE = (
@@ -158,6 +161,47 @@ def conversations() -> dict[str, list[Conversation]]:
         "heldout_retain": make_conversations("benign", 12, 3),
         "heldout_harmful": make_conversations("harmful", 12, 4),
     }
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset in the tiny language."""
+    splits = {
+        name: make_conversations("benign", benign, seed)
+        + make_conversations("harmful", harmful, seed + 1)
+        for name, benign, harmful, seed in (
+            ("train", 80, 60, 10),
+            ("selection", 30, 20, 20),
+            ("calibration", 70, 5, 30),
+            ("test", 30, 20, 40),
+        )
+    }
+    path = tmp_path_factory.mktemp("data") / "dataset"
+    write_dataset(path, splits, {"schema_version": SCHEMA_VERSION})
+    return path
+
+
+@pytest.fixture(scope="session")
+def recipe(tiny_llama: Path) -> Recipe:
+    """Makes a breaker for the tiny Llama out of that dataset."""
+    return Recipe(
+        model=str(tiny_llama),
+        steps=20,
+        batch_size=8,
+        max_length=64,
+        learning_rate=5e-3,
+        precision="fp32",
+        objective=ObjectiveRecipe(retain_weight=10.0),
+        lora=LoraRecipe(rank=4, b_init_std=0.02),
+        probe=ProbeRecipe(
+            candidate_depths=(0.5, 0.75),
+            aggregations=(Aggregation(kind="rolling_mean", window=4), Aggregation(kind="max")),
+            l2_C=0.1,
+            target_fpr=0.05,
+            fpr_ladder=(0.1, 0.02),
+            long_conversations=4,
+        ),
+    )
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import json
 import shutil
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.config import DataRecipe, LoraRecipe, ProbeRecipe, Recipe
-from circuit_breakers_training.data.jsonl import write_conversations
+from circuit_breakers_training.data.dataset import SCHEMA_VERSION, write_dataset
 from circuit_breakers_training.data.split import SPLITS
 from circuit_breakers_training.dry_run import DryRun, dry_run
 
@@ -27,17 +25,12 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data")
-    digests = {
-        f"{name}.jsonl": write_conversations(
-            path / f"{name}.jsonl",
-            make_conversations("benign", 6, seed) + make_conversations("harmful", 5, seed + 1),
-        )
+    path = tmp_path_factory.mktemp("data") / "dataset"
+    splits = {
+        name: make_conversations("benign", 6, seed) + make_conversations("harmful", 5, seed + 1)
         for seed, name in enumerate(SPLITS, start=10)
     }
-    digest = sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    summary = {"schema_version": 1, "sha256": digests, "digest": digest}
-    (path / "dataset.json").write_text(json.dumps(summary))
+    write_dataset(path, splits, {"schema_version": SCHEMA_VERSION})
     return path
 
 

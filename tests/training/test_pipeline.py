@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from circuit_breakers.artifact import Aggregation, load_breaker
+from circuit_breakers.artifact import load_breaker
 from circuit_breakers.engine.merge import merged_checkpoint
-from circuit_breakers.errors import CalibrationError, ConfigError, ModelError
 from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers.models import resolve_model
 from circuit_breakers_training import probe_stages, stages
-from circuit_breakers_training.config import (
-    DataRecipe,
-    LoraRecipe,
-    ObjectiveRecipe,
-    ProbeRecipe,
-    Recipe,
-)
-from circuit_breakers_training.data.jsonl import Conversation, Label, Message, write_conversations
-from circuit_breakers_training.pipeline import breaker_name, run_training
+from circuit_breakers_training.config import DataRecipe, Recipe
+from circuit_breakers_training.pipeline import run_training
 from circuit_breakers_training.render import PLAIN_TEMPLATE, load_tokenizer, render_prompt
 from circuit_breakers_training.report import rebuild_report
 from circuit_breakers_training.resolution import resolve_recipe
@@ -38,75 +27,6 @@ from circuit_breakers_training.run_log import read_metrics
 from .two_processes import launch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def _conversations(label: Label, count: int, seed: int) -> list[Conversation]:
-    """In the tiny language of conftest.py: words h0..h29 and b0..b29."""
-    rng = random.Random(seed)
-
-    def words(low: int, high: int) -> str:
-        return " ".join(f"{label[0]}{rng.randrange(30)}" for _ in range(rng.randint(low, high)))
-
-    return [
-        Conversation(
-            messages=(
-                Message("user", "please " + words(2, 4)),
-                Message("assistant", words(4, 12)),
-            ),
-            label=label,
-            source="odd" if i % 2 else "even",
-            group=f"{label}-{seed}-{i}",
-        )
-        for i in range(count)
-    ]
-
-
-def _write_dataset(path: Path, splits: dict[str, Sequence[Conversation]]) -> Path:
-    path.mkdir()
-    digests = {
-        f"{name}.jsonl": write_conversations(path / f"{name}.jsonl", rows)
-        for name, rows in splits.items()
-    }
-    digest = sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    summary = {"schema_version": 1, "sha256": digests, "digest": digest}
-    (path / "dataset.json").write_text(json.dumps(summary))
-    return path
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    splits = {
-        name: _conversations("benign", benign, seed) + _conversations("harmful", harmful, seed + 1)
-        for name, benign, harmful, seed in (
-            ("train", 80, 60, 10),
-            ("selection", 30, 20, 20),
-            ("calibration", 70, 5, 30),
-            ("test", 30, 20, 40),
-        )
-    }
-    return _write_dataset(tmp_path_factory.mktemp("data") / "dataset", splits)
-
-
-@pytest.fixture(scope="module")
-def recipe(tiny_llama: Path) -> Recipe:
-    return Recipe(
-        model=str(tiny_llama),
-        steps=20,
-        batch_size=8,
-        max_length=64,
-        learning_rate=5e-3,
-        precision="fp32",
-        objective=ObjectiveRecipe(retain_weight=10.0),
-        lora=LoraRecipe(rank=4, b_init_std=0.02),
-        probe=ProbeRecipe(
-            candidate_depths=(0.5, 0.75),
-            aggregations=(Aggregation(kind="rolling_mean", window=4), Aggregation(kind="max")),
-            l2_C=0.1,
-            target_fpr=0.05,
-            fpr_ladder=(0.1, 0.02),
-            long_conversations=4,
-        ),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -291,43 +211,6 @@ def test_a_breaker_brings_the_template_that_its_model_lacks(
     assert render_prompt(served, canary.messages) == trained_on
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"quantization": "nf4"}, "quantization is 'nf4' on device 'cpu', expected 'cuda'"),
-        ({"max_length": 129}, "max_length is 129, expected at most 128"),
-        ({"layers": (3,)}, "4 blocks allows 0 to 2"),
-    ],
-)
-def test_a_recipe_that_cannot_run_is_refused_at_the_start(
-    recipe: Recipe,
-    data_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fields: dict[str, Any],
-    said: str,
-) -> None:
-    # The same on a machine with a GPU.
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=said):
-        run_training(recipe.model_copy(update=fields), tmp_path / "breaker", data_dir=data_dir)
-    assert not (tmp_path / "breaker.work").exists()
-
-
-def test_quantised_weights_are_refused_at_the_start(
-    recipe: Recipe, data_dir: Path, tmp_path: Path
-) -> None:
-    model = tmp_path / "quantised"
-    shutil.copytree(recipe.model, model)
-    config = json.loads((model / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (model / "config.json").write_text(json.dumps(config))
-    quantised = recipe.model_copy(update={"model": str(model)})
-    with pytest.raises(ModelError, match="use the unquantised model"):
-        run_training(quantised, tmp_path / "breaker", data_dir=data_dir)
-    assert not (tmp_path / "breaker.work").exists()
-
-
 RECIPE_TOML = """
 model = "{model}"
 steps = 20
@@ -368,41 +251,3 @@ def test_two_processes_make_one_breaker(
     assert (
         load_breaker(out).manifest.probes[0].layer == load_breaker(trained).manifest.probes[0].layer
     )
-
-
-def test_several_processes_need_a_dataset(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"data build.* first and pass it with --data"):
-        launch(
-            *("-m", "circuit_breakers.cli", "train", "--model", recipe.model),
-            *("--out", str(tmp_path / "breaker")),
-        )
-
-
-def test_too_few_benign_conversations_are_refused_before_training(
-    recipe: Recipe, data_dir: Path, tmp_path: Path
-) -> None:
-    probe = recipe.probe.model_copy(update={"target_fpr": 0.01})
-    with pytest.raises(CalibrationError, match="got 70 benign"):
-        run_training(
-            recipe.model_copy(update={"probe": probe}), tmp_path / "breaker", data_dir=data_dir
-        )
-    assert not list((tmp_path / "breaker.work").glob("adapter*"))
-
-
-def test_never_replaces_what_it_did_not_make(
-    recipe: Recipe, data_dir: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "breaker").mkdir()
-    with pytest.raises(ConfigError, match="exists"):
-        run_training(recipe, tmp_path / "breaker", data_dir=data_dir)
-    (tmp_path / "other.work").mkdir()
-    (tmp_path / "other.work" / "thesis.tex").write_text("precious")
-    with pytest.raises(ConfigError, match="other files"):
-        run_training(recipe, tmp_path / "other", data_dir=data_dir, resume=False)
-    assert (tmp_path / "other.work" / "thesis.tex").read_text() == "precious"
-
-
-def test_breaker_name_is_a_label() -> None:
-    assert breaker_name("smollm2-135m-instruct") == "smollm2-135m-instruct"
-    assert breaker_name("Qwen/Qwen3-0.6B") == "qwen-qwen3-0.6b"
-    assert breaker_name("???") == "breaker"

@@ -1,161 +1,28 @@
+"""Whole training runs on tiny models, and what a user can get wrong."""
+
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit_breakers.errors import ConfigError, DataError, ModelError
-from circuit_breakers_training.batch_losses import batch_losses
-from circuit_breakers_training.batches import pad_rows
-from circuit_breakers_training.config import DataRecipe, LoraRecipe, ObjectiveRecipe, Recipe
-from circuit_breakers_training.data.jsonl import Conversation, write_conversations
-from circuit_breakers_training.render import Rendered, render
+from circuit_breakers_training.config import DataRecipe, Recipe
 from circuit_breakers_training.run_log import read_metrics
 from circuit_breakers_training.streams import Streams
 from circuit_breakers_training.trainer import TrainingRows, train_adapter
 
-Conversations = dict[str, list[Conversation]]
-
-LLAMA = Recipe(
-    model="tiny-llama",
-    steps=60,
-    batch_size=8,
-    max_length=64,
-    learning_rate=5e-3,
-    precision="fp32",
-    objective=ObjectiveRecipe(retain_weight=10.0),
-    lora=LoraRecipe(rank=8, b_init_std=0.02),
-)
-GPT2 = LLAMA.model_copy(
-    update={
-        "model": "tiny-gpt2",
-        "lora": LoraRecipe(rank=8, b_init_std=0.02, target_modules=("c_attn", "c_proj", "c_fc")),
-    }
-)
+from .tiny_recipes import GPT2, LLAMA, Conversations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def rendered(model_dir: Path, conversations: list[Conversation]) -> list[Rendered]:
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    return [render(tokenizer, c.messages, max_length=64) for c in conversations]
-
-
-def without_time(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in entry.items() if k not in ("seconds", "peak_rss_mib")}
-        for entry in metrics
-    ]
-
-
-# --- the objective against the published one ---------------------------------------------------
-
-
-def reference_losses(
-    model: Any, retain: list[Rendered], harmful: list[Rendered], layers: list[int]
-) -> tuple[Tensor, Tensor]:
-    """The published step: four forward passes of the whole model, hidden_states[layer + 1].
-
-    Written from Algorithm 1 of arXiv 2406.04313, one conversation at a time, without padding.
-    """
-
-    def states(row: Rendered) -> Tensor:
-        ids = torch.tensor([row.ids])
-        out = model(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-        return torch.stack([out.hidden_states[layer + 1][0] for layer in layers])
-
-    retain_errors, cosines = [], []
-    for row in retain:
-        with torch.no_grad(), model.disable_adapter():
-            base = states(row)
-        retain_errors.append((states(row) - base).norm(dim=-1, p=2))
-    for row in harmful:
-        with torch.no_grad(), model.disable_adapter():
-            base = states(row)[:, row.num_prompt_tokens :]
-        adapted = states(row)[:, row.num_prompt_tokens :]
-        cosines.append(cosine_similarity(adapted, base, dim=-1).relu())
-    return torch.cat(retain_errors, dim=1).mean(), torch.cat(cosines, dim=1).mean()
-
-
-@pytest.mark.parametrize("first_depth", [0.0, 0.25])
-def test_losses_and_gradients_equal_the_published_step(
-    tiny_llama: Path, conversations: Conversations, tmp_path: Path, first_depth: float
-) -> None:
-    recipe = LLAMA.model_copy(
-        update={
-            "layers": (1, 2),
-            "objective": ObjectiveRecipe(retain="absolute", retain_weight=1.0),
-            "lora": LLAMA.lora.model_copy(update={"first_depth": first_depth}),
-        }
-    )
-    retain = rendered(tiny_llama, conversations["retain"][:3])
-    harmful = rendered(tiny_llama, conversations["harmful"][:3])
-    streams = Streams(recipe, tiny_llama, torch.device("cpu"))
-    with torch.no_grad():
-        for parameter in streams.parameters.values():
-            # The adapter is stored in bfloat16; both sides get the same numbers.
-            parameter.copy_((parameter * 3).bfloat16().float())
-    ours = batch_losses(recipe, streams, retain, harmful, step=30)
-    ours.loss.backward()
-
-    streams.save_adapter(tmp_path, base_name="tiny-llama")
-    whole = AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager").eval()
-    reference = PeftModel.from_pretrained(whole, tmp_path, is_trainable=True).eval()
-    retain_loss, reroute_loss = reference_losses(reference, retain, harmful, [1, 2])
-    # alpha 10, t = 30 of T = 60: 10 * 30 / 120 and 10 * (1 - 30 / 120).
-    loss = 2.5 * retain_loss + 7.5 * reroute_loss
-    loss.backward()
-
-    # Same formula, same weights, float32, other order of sums.
-    assert ours.retain_loss.item() == pytest.approx(retain_loss.item(), rel=1e-5)
-    assert ours.reroute_loss.item() == pytest.approx(reroute_loss.item(), rel=1e-5)
-    assert ours.loss.item() == pytest.approx(loss.item(), rel=1e-5)
-    gradients = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
-    assert len(gradients) == (14 * (2 if first_depth else 3))  # A and B of 7 modules a block
-    for name, parameter in streams.parameters.items():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
-
-
-def test_reroute_gradient_is_not_zero_at_the_start(
-    tiny_llama: Path, conversations: Conversations
-) -> None:
-    streams = Streams(LLAMA, tiny_llama, torch.device("cpu"))
-    retain = rendered(tiny_llama, conversations["retain"][:4])
-    harmful = rendered(tiny_llama, conversations["harmful"][:4])
-    losses = batch_losses(LLAMA, streams, retain, harmful, step=0)
-    losses.loss.backward()
-    # At step 0 the retain coefficient is 0: all of the gradient is the reroute loss's.
-    norms = {n: p.grad.norm().item() for n, p in streams.parameters.items() if p.grad is not None}
-    assert len(norms) == len(streams.parameters)
-    assert all(norm > 0 for norm in norms.values())
-
-
-def test_company_and_padding_of_a_row_change_nothing(
-    tiny_llama: Path, conversations: Conversations
-) -> None:
-    streams = Streams(LLAMA, tiny_llama, torch.device("cpu"))
-    rows = sorted(rendered(tiny_llama, conversations["retain"]), key=lambda r: len(r.ids))
-    short, long = rows[0], rows[-1]
-    alone = streams.forward(torch.tensor([short.ids])).adapted[0][0]
-    padded = pad_rows([short, long], ["response", "response"])
-    together = streams.forward(padded.ids_BT).adapted[0][0, : len(short.ids)]
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
 # --- whole runs --------------------------------------------------------------------------------
@@ -294,115 +161,6 @@ def test_a_model_without_a_template_trains_on_the_plain_one(
     plain = recipe.model_copy(update={"chat_template": "plain"})
     result = train_adapter(plain, model_dir=model_dir, rows=rows, out=tmp_path / "plain")
     assert result.steps == 2
-
-
-# --- killed and resumed ------------------------------------------------------------------------
-
-RESUMABLE = LLAMA.model_copy(
-    update={
-        "steps": 80,
-        "checkpoint_every": 5,
-        "lora": LLAMA.lora.model_copy(update={"dropout": 0.1}),
-    }
-)
-CHILD = """
-import sys, torch
-from pathlib import Path
-from circuit_breakers_training.config import Recipe
-from circuit_breakers_training.data.jsonl import read_conversations
-from circuit_breakers_training.trainer import TrainingRows, train_adapter
-
-torch.set_num_threads(1)
-data = Path(sys.argv[3])
-train_adapter(
-    Recipe.model_validate_json(sys.argv[1]),
-    model_dir=Path(sys.argv[2]),
-    rows=TrainingRows(
-        retain=read_conversations(data / "retain"), harmful=read_conversations(data / "harmful")
-    ),
-    out=Path(sys.argv[4]),
-)
-"""
-
-
-@pytest.fixture(scope="module")
-def killed(
-    tiny_llama: Path, conversations: Conversations, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The output directory of a run that SIGKILL stopped between two checkpoints."""
-    base = tmp_path_factory.mktemp("killed")
-    for name in ("retain", "harmful"):
-        write_conversations(base / name, conversations[name])
-    out = base / "out"
-    command = [sys.executable, "-c", CHILD, RESUMABLE.model_dump_json(), tiny_llama, base, out]
-    child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    metrics = out / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while len(read_metrics(metrics)) < 12:
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    assert (out / "checkpoint.safetensors").exists()
-    return out
-
-
-def copied(run: Path, to: Path) -> Path:
-    for file in run.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    return to
-
-
-def test_resumed_run_has_the_losses_of_an_uninterrupted_one(
-    tiny_llama: Path, conversations: Conversations, killed: Path, tmp_path: Path
-) -> None:
-    rows = TrainingRows(retain=conversations["retain"], harmful=conversations["harmful"])
-    (tmp_path / "resumed").mkdir()
-    (tmp_path / "whole").mkdir()
-    out = copied(killed, tmp_path / "resumed")
-    # A kill may leave half a line and a half-written checkpoint.
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9')
-    (out / ".checkpoint.safetensors.partial").write_bytes(b"half")
-    before = read_metrics(out / "metrics.jsonl")
-    resumed = train_adapter(RESUMABLE, model_dir=tiny_llama, rows=rows, out=out)
-    whole = train_adapter(RESUMABLE, model_dir=tiny_llama, rows=rows, out=tmp_path / "whole")
-
-    ours = read_metrics(resumed.metrics_path)
-    # The first checkpoints' steps were not run again: even their times are as they were.
-    assert ours[:10] == before[:10]
-    assert without_time(ours) == without_time(read_metrics(whole.metrics_path))
-    a = load_file(resumed.adapter_dir / "adapter_model.safetensors")
-    b = load_file(whole.adapter_dir / "adapter_model.safetensors")
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.mark.parametrize("change", ["recipe", "data"])
-def test_checkpoint_of_another_run_is_refused(
-    tiny_llama: Path, conversations: Conversations, killed: Path, tmp_path: Path, change: str
-) -> None:
-    out = copied(killed, tmp_path)
-    recipe, harmful = RESUMABLE, conversations["harmful"]
-    if change == "recipe":
-        recipe = recipe.model_copy(update={"learning_rate": 2e-2})
-    else:
-        harmful = harmful[1:]
-    rows = TrainingRows(retain=conversations["retain"], harmful=harmful)
-    with pytest.raises(ConfigError, match="run with other settings or data"):
-        train_adapter(recipe, model_dir=tiny_llama, rows=rows, out=out)
-
-
-def test_damaged_checkpoint_is_refused(
-    tiny_llama: Path, conversations: Conversations, killed: Path, tmp_path: Path
-) -> None:
-    out = copied(killed, tmp_path)
-    checkpoint = out / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    rows = TrainingRows(retain=conversations["retain"], harmful=conversations["harmful"])
-    with pytest.raises(ConfigError, match=r"is damaged .* delete it to train from the start"):
-        train_adapter(RESUMABLE, model_dir=tiny_llama, rows=rows, out=out)
 
 
 # --- what a user can get wrong -----------------------------------------------------------------

@@ -7,8 +7,7 @@ import random
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import torch
 
 from circuit_breakers.artifact import Aggregation
 from circuit_breakers_training.config import LoraRecipe, ProbeRecipe, Recipe
-from circuit_breakers_training.data.jsonl import Conversation, Label, Message, write_conversations
+from circuit_breakers_training.data.dataset import SCHEMA_VERSION, write_dataset
+from circuit_breakers_training.data.jsonl import Conversation, Label, Message
 from circuit_breakers_training.pipeline import run_training
 
 NUM_TEST = {"benign": 66, "harmful": 12}
@@ -47,18 +47,6 @@ def _conversations(label: Label, count: int, seed: int) -> list[Conversation]:
     ]
 
 
-def _write_dataset(path: Path, splits: dict[str, Sequence[Conversation]]) -> Path:
-    path.mkdir()
-    digests = {
-        f"{name}.jsonl": write_conversations(path / f"{name}.jsonl", rows)
-        for name, rows in splits.items()
-    }
-    digest = sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    summary = {"schema_version": 1, "sha256": digests, "digest": digest}
-    (path / "dataset.json").write_text(json.dumps(summary))
-    return path
-
-
 @pytest.fixture(scope="session")
 def roomy_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Llama with a context of 2048: rotary positions need no other weights."""
@@ -80,7 +68,9 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("test", NUM_TEST["benign"], NUM_TEST["harmful"], 40),
         )
     }
-    return _write_dataset(tmp_path_factory.mktemp("data") / "dataset", splits)
+    path = tmp_path_factory.mktemp("data") / "dataset"
+    write_dataset(path, splits, {"schema_version": SCHEMA_VERSION})
+    return path
 
 
 @pytest.fixture(scope="session")
