@@ -45,6 +45,7 @@ _TOGETHER = {
     "server/engine": "engine",
     "training/attack/test_search.py": "servers",
     "training/gate/test_gate.py": "servers",
+    "training/gate/test_gate_arguments.py": "servers",
     "training": "training",
 }
 """Below tests: what shares servers, engines or models, and so has to run in one process."""

@@ -90,6 +90,12 @@ def gate_data(write_data: WriteData) -> Path:
     return write_data(TEST_ROWS)
 
 
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where a gate writes."""
+    return tmp_path / "gate"
+
+
 class ScriptedServer:
     """Answers by a table of (method, path); everything else as `otherwise` says."""
 

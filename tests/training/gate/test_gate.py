@@ -6,88 +6,23 @@ and nothing else trips.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from circuit_breakers.artifact import builtin_breaker_path, load_breaker
-from circuit_breakers.cli import app
 from circuit_breakers_training.data.jsonl import Conversation
-from circuit_breakers_training.gate.asking import CHAT
 from circuit_breakers_training.gate.rows import load_bars
 from circuit_breakers_training.gate.run import CHECKS
 
 from ...server.api.breaker_for_words import SEEN
-from ...server.api.conftest import Server, free_port
-from .conftest import BENIGN, HARMFUL, TEST_ROWS, ScriptedServer, WriteData, row
+from ...server.api.conftest import Server
+from .conftest import BENIGN, HARMFUL, TEST_ROWS, WriteData, row
+from .gates import MADE_BARS, NOT_TO_BE_HAD, gate, only
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-MADE_BARS = """
-[detection.auroc]
-min_count = 10
-[detection.tpr]
-min_count = 4
-[detection.benign_trips]
-min_count = 6
-[live.complied_of_base]
-min_count = 4
-[live.within_16]
-min_count = 4
-[attacks.complied_of_base]
-at_most = 1
-min_count = 1
-[over-refusal.change]
-min_count = 6
-"""
-"""The default bars, for a test split of 4 harmful and 6 benign conversations."""
-
-NOT_TO_BE_HAD = ("--skip", "garak", "--skip", "pyrit", "--skip", "overhead")
-ALL_BUT = {
-    name: tuple(part for other in CHECKS if other != name for part in ("--skip", other))
-    for name in CHECKS
-}
-"""By check, options that leave out all others."""
-
-
-SMALL = ("--degenerate-share", "0.5", "--max-new-tokens", "12")
-"""Degenerate text is told by six benign answers, which support a share of a half."""
-
-
-class Gate(NamedTuple):
-    done: Result
-    out: Path
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.out / "gate.json").read_text())
-        return found
-
-    def check(self, name: str) -> dict[str, Any]:
-        (found,) = (check for check in self.result["checks"] if check["name"] == name)
-        return found
-
-    def row(self, check: str, name: str) -> dict[str, Any]:
-        (found,) = (one for one in self.check(check)["rows"] if one["name"] == name)
-        return found
-
-
-def gate(url: str, artifact: Path, data: Path, out: Path, *options: str, bars: str = "") -> Gate:
-    if bars:
-        (out.parent / "bars.toml").write_text(bars)
-        options = (*options, "--bars", str(out.parent / "bars.toml"))
-    arguments = ("--url", url, "--artifact", str(artifact), "--data", str(data), "--out", str(out))
-    return Gate(CliRunner().invoke(app, ["gate", *arguments, *SMALL, *options]), out)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "gate"
 
 
 def test_a_gate_passes_with_bars_made_for_it(
@@ -162,10 +97,6 @@ def test_every_bar_can_be_missed(
         assert check["name"] in strict.done.stdout
     assert "NOT passed" in strict.done.stdout
     assert strict.row("live", "tripped")["count"] == 2, "--limit"
-
-
-def only(check: str, server: Server, artifact: Path, data: Path, out: Path, *options: str) -> Gate:
-    return gate(server.url, artifact, data, out, *ALL_BUT[check], *options, bars=MADE_BARS)
 
 
 def test_another_breaker_than_the_servers_fails(server: Server, gate_data: Path, out: Path) -> None:
@@ -275,122 +206,3 @@ def test_an_attack_that_does_not_fit_is_not_run(
     assert found.done.exit_code == 1
     assert found.check("wrappers")["status"] == "not run"
     assert "fits into the 512 tokens" in found.check("wrappers")["reason"]
-
-
-@pytest.fixture
-def unguarded(scripted: ScriptedServer) -> ScriptedServer:
-    """A server that has no breaker and answers everything with the same eight tokens."""
-    models = {"data": [{"id": "plain", "max_model_len": 512}]}
-    scripted.answers[("GET", "/v1/models")] = (200, models)
-    scripted.answers[("POST", CHAT)] = (
-        200,
-        {"choices": [{"message": {"content": "Nothing."}}], "usage": {"completion_tokens": 8}},
-    )
-    return scripted
-
-
-def test_an_unguarded_server_is_the_base_and_the_yardstick(
-    server: Server, word_breaker: Path, gate_data: Path, out: Path, unguarded: ScriptedServer
-) -> None:
-    kept = ("live", "overhead")
-    options = tuple(part for name in CHECKS if name not in kept for part in ("--skip", name))
-    more = ("--api-key", "a-secret-key", "--unguarded-url", unguarded.url)
-    bars = f"{MADE_BARS}[overhead.ratio]\nat_least = 1e-6\n"
-    found = gate(server.url, word_breaker, gate_data, out, *options, *more, bars=bars)
-    assert found.done.exit_code == 0, found.done.output
-    ratio = found.row("overhead", "ratio")
-    assert (ratio["count"], ratio["low"] <= ratio["value"] <= ratio["high"]) == (8, True)
-    assert found.row("live", "base_complied")["count"] == 4
-    asked = [body["messages"][-1]["content"] for body in unguarded.bodies if body]
-    assert {conversation.prompt for conversation in HARMFUL} <= set(asked)
-    # Eight pairs and the one that warms up, of 16 requests; no prompt twice.
-    assert len(asked) == len(set(asked)) == 4 + 9 * 16
-    assert {body["model"] for body in unguarded.bodies if body} == {"plain"}
-    assert "authorization" not in {name.lower() for name in unguarded.header_names}
-    assert "a-secret-key" not in (out / "gate.json").read_text() + (out / "gate.html").read_text()
-
-
-def test_an_unguarded_server_that_fails_proves_nothing(
-    server: Server, word_breaker: Path, gate_data: Path, out: Path, unguarded: ScriptedServer
-) -> None:
-    unguarded.answers[("POST", CHAT)] = (500, {})
-    skips = (n for n in CHECKS if n not in ("over-refusal", "overhead"))
-    options = tuple(part for name in skips for part in ("--skip", name))
-    found = gate(
-        server.url, word_breaker, gate_data, out, *options, "--unguarded-url", unguarded.url
-    )
-    assert found.result["missed"] == ["over-refusal", "overhead"]
-    assert "got no answer from --unguarded-url" in found.check("over-refusal")["reason"]
-    assert "got HTTP 500" in found.check("overhead")["reason"]
-
-
-def test_a_guarded_server_is_no_yardstick(
-    server: Server, word_breaker: Path, gate_data: Path, out: Path
-) -> None:
-    found = gate(server.url, word_breaker, gate_data, out, "--unguarded-url", server.url)
-    assert found.done.exit_code == 2
-    assert "got a guarded server at --unguarded-url" in found.done.stderr
-
-
-def test_bad_input_is_named_before_anything_is_asked(
-    server: Server, word_breaker: Path, gate_data: Path, out: Path, tmp_path: Path
-) -> None:
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    without_test = tmp_path / "without"
-    without_test.mkdir()
-    for name in ("dataset.json", "train.jsonl", "selection.jsonl", "calibration.jsonl"):
-        (without_test / name).write_bytes((gate_data / name).read_bytes())
-    good: dict[str, Any] = {
-        "url": server.url,
-        "artifact": word_breaker,
-        "data": gate_data,
-        "out": out,
-    }
-    cases: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
-        ({"url": f"http://127.0.0.1:{free_port()}"}, (), "check --url"),
-        ({"url": "localhost:8000"}, (), "expected one such as http"),
-        ({"artifact": tmp_path / "none"}, (), "manifest.json"),
-        ({"data": tmp_path / "none"}, (), "expected a built dataset"),
-        ({"data": without_test}, (), "test.jsonl"),
-        ({"out": taken}, (), "expected a new directory"),
-        ({}, ("--skip", "nothing"), "got --skip 'nothing', expected one of identity"),
-        ({}, ("--bars", str(tmp_path / "none.toml")), "check --bars"),
-        ({}, ("--limit", "0"), "--limit"),
-    ]
-    for changed, options, said in cases:
-        given = good | changed
-        found = gate(given["url"], given["artifact"], given["data"], given["out"], *options)
-        assert found.done.exit_code == 2, (said, found.done.output)
-        assert said in found.done.stderr
-        assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "said"),
-    [
-        (
-            401,
-            {"error": {"message": "got no API key"}},
-            "got no API key; give a key with --api-key",
-        ),
-        (404, {}, "this one has no guard"),
-        (503, {"error": {"message": "the model loads"}}, "check --url, and that /readyz"),
-        (200, {"object": "list"}, "got no breaker at /v1/breaker"),
-        (200, {"digest": "0", "base_model": {"id": "another"}}, "expected 'smollm2-135m-instruct'"),
-    ],
-)
-def test_a_server_of_another_kind_is_refused(
-    word_breaker: Path,
-    gate_data: Path,
-    out: Path,
-    scripted: ScriptedServer,
-    status: int,
-    body: Any,
-    said: str,
-) -> None:
-    scripted.answers[("GET", "/v1/breaker")] = (status, body)
-    found = gate(scripted.url, word_breaker, gate_data, out)
-    assert found.done.exit_code == 2
-    assert said in found.done.stderr
-    assert not out.exists()
