@@ -1,4 +1,8 @@
-"""One request's entry in metrics and audit log, made exactly once, however the request ends."""
+"""One request's entry in metrics and audit log, made exactly once, however the request ends.
+
+Its trips are in the log before its client knows of them: what a client was told of survives a
+kill -9 of the server.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,12 @@ class RequestRecord:
         self._started_s = time.monotonic()
         self._error_code: str | None = None
         self._finished = False
+        self._ended: set[int] = set()
+        """Choices whose end was looked at."""
+        self._logged: set[int | None] = set()
+        """Choices whose trips the log has."""
+        self._is_written = True
+        """No trip of it was logged since the log was last on the disk."""
         self.request_id = f"req-{secrets.token_hex(16)}"
         """Goes out as x-request-id; the response's own id as soon as there is one."""
         self.key_id = "anonymous"
@@ -99,11 +109,32 @@ class RequestRecord:
         trips: list[tuple[int | None, GuardReport]] = []
         if self.session is not None:
             reports = self.session.reports()
-            trips = _trips(self.session, reports, outcome, usage)
+            trips = self._trips(self.session, reports, outcome, usage)
             self._record_session(self.session, reports, trips, outcome, usage)
         summary = self._summary(outcome, reports, trips)
         for tell in self._listeners:
             tell(summary)
+
+    async def settle(self) -> None:
+        """On return the client may be told of what has ended so far, as the log has its trips."""
+        if not self._finished and self.session is not None:
+            for choice in self.session.choices:
+                if choice in self._ended or self.session.finish_reason_for(choice) is None:
+                    continue
+                self._ended.add(choice)
+                report = self.session.report_for(choice)
+                assert report is not None, "it ran"
+                self._log([(choice, report)])
+        if not self._is_written:
+            await self._trail.written()
+            self._is_written = True
+
+    def _log(self, trips: Iterable[tuple[int | None, GuardReport]]) -> None:
+        new = [(choice, r) for choice, r in trips if r.tripped and choice not in self._logged]
+        if new:
+            self._trail.record_trips(RequestIdentity(self.request_id, self.key_id, self.model), new)
+            self._logged.update(choice for choice, _ in new)
+            self._is_written = False
 
     def _summary(
         self,
@@ -134,6 +165,23 @@ class RequestRecord:
             trace_headers=self._trace_headers,
         )
 
+    def _trips(
+        self,
+        session: GuardSession,
+        reports: list[GuardReport],
+        outcome: Outcome,
+        usage: Usage | None,
+    ) -> list[tuple[int | None, GuardReport]]:
+        """Number of choice and report of each stream that tripped."""
+        prompt_trip = session.prompt_tripped
+        # The client of a prompt that is answered with an error sees one trip, however many choices
+        # were asked for.
+        is_refused = outcome == "tripped_prompt" and usage is None and not self._logged
+        if is_refused and prompt_trip is not None:
+            return [(None, prompt_trip)]
+        by_choice = zip(session.choices, reports, strict=True)
+        return [(choice, report) for choice, report in by_choice if report.tripped]
+
     def _record_session(
         self,
         session: GuardSession,
@@ -143,8 +191,8 @@ class RequestRecord:
         usage: Usage | None,
     ) -> None:
         self._metrics.record_trips([report for _, report in trips])
+        self._log(trips)
         who = RequestIdentity(self.request_id, self.key_id, self.model)
-        self._trail.record_trips(who, trips)
         self._trail.record_scores(who, session, reports, outcome)
         self._metrics.record_scores(session.max_scores)
         num_scored = sum(report.num_scored for report in reports)
@@ -162,19 +210,6 @@ class RequestRecord:
             num_held = max(0, num_scored - num_prompt_tokens - num_completion_tokens)
         self._metrics.record_delivery(ttft_s=session.first_delivery_s, num_held=num_held)
         self._metrics.record_faults(num_unscored=session.num_unscored, num_leaked=num_leaked)
-
-
-def _trips(
-    session: GuardSession, reports: list[GuardReport], outcome: Outcome, usage: Usage | None
-) -> list[tuple[int | None, GuardReport]]:
-    """Number of choice and report of each stream that tripped."""
-    prompt_trip = session.prompt_tripped
-    # The client of a prompt that is answered with an error sees one trip, however many choices
-    # were asked for.
-    if outcome == "tripped_prompt" and usage is None and prompt_trip is not None:
-        return [(None, prompt_trip)]
-    by_choice = zip(session.choices, reports, strict=True)
-    return [(choice, report) for choice, report in by_choice if report.tripped]
 
 
 def _closeness(report: GuardReport) -> tuple[bool, float]:

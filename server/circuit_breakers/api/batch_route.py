@@ -136,6 +136,10 @@ class _Batch:
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._status = message["status"]
+                if self._record.session is not None and not self._is_gone:
+                    # Before the client can know of its trips.
+                    self._record.finish(_outcome(self._record.session, self._status))
+                    await self._record.settle()
                 headers = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
                 headers.append((b"x-request-id", self._record.request_id.encode()))
                 message = {**message, "headers": headers}

@@ -111,6 +111,7 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
         record.fail(error)
         if scores is not None and error.guard is not None:
             error.token_scores = scores.of_error(error.guard)
+        await record.settle()
         error.headers["X-Request-Id"] = record.request_id
         raise
     except (_ClientGoneError, ClientDisconnect):
@@ -122,6 +123,7 @@ async def complete(endpoint: Endpoint | Literal["moderation"], request: Request)
     if isinstance(opened, _OpenStream):
         return _EventResponse(_Delivery(opened, call, session, served, record))
     record.complete(call.usage())
+    await record.settle()
     return JSONResponse(opened, headers={"X-Request-Id": record.request_id})
 
 
@@ -250,10 +252,12 @@ class _Delivery:
                 # Written before the client can know that the stream has ended.
                 if self._call.format.is_end(event):
                     self._record.complete(self._call.usage())
+                await self._record.settle()
                 yield event
                 num_events += 1
         except ApiError as broken:
             self._record.break_off()
+            await self._record.settle()
             report = self._session.stopped
             error = broken if report is None else stopped(report)
             yield self._call.format.error_event(error, num_events)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 SERVER_KEY_ID = "server"
 """Key id of what the server does by itself."""
+_WRITTEN_S = 1.0
+"""An answer waits no longer for its trip to be on a disk that hangs."""
+_POLL_S = 0.001
 
 
 class RequestIdentity(NamedTuple):
@@ -86,6 +91,16 @@ class AuditTrail:
                         choice=choice,
                     )
                 )
+
+    async def written(self) -> None:
+        """Returns when all entries so far are on the disk, or wait in memory as it takes none."""
+        if self.writer is None:
+            return
+        num_recorded = self.writer.num_recorded
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WRITTEN_S):
+                while not self.writer.is_safe(num_recorded):
+                    await asyncio.sleep(_POLL_S)
 
     def record_scores(
         self,

@@ -84,6 +84,8 @@ class AuditWriter:
         """Held by whoever takes entries out of memory."""
         self._spool: Spool | None = None
         self._spool_works = True
+        self.num_recorded = 0
+        """Entries handed over, without those that were dropped."""
         # Each counter has one thread that writes it.
         self._num_into_spool = 0
         self._num_adopted = 0
@@ -121,7 +123,13 @@ class AuditWriter:
             self._complain("audit entries are lost: neither spool nor database takes them")
             return
         self._entries.append(entry)
+        self.num_recorded += 1
         self._to_spool.set()
+
+    def is_safe(self, num_recorded: int) -> bool:
+        """Whether the first so many entries are on the disk, or no disk takes them for now."""
+        num_on_disk = self.num_recorded - len(self._entries)
+        return num_on_disk >= num_recorded or not self._spool_works
 
     def trace(self, trace: ScoreTrace) -> None:
         """Hands a trace over; the database has it in about a second."""

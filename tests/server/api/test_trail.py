@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from circuit_breakers.metrics import GuardMetrics
 from circuit_breakers.settings import ServeSettings
 
 from .conftest import MODEL, Server, user
+from .scripted import scripted_server
+from .scripted_engine import EngineServing
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "breaker-v1"
 DIGEST = "d" * 64
@@ -128,6 +132,84 @@ def test_a_refused_prompt_is_one_trip_however_many_choices(
     assert [(row["phase"], row["choice"], row["token_index"]) for row in trips] == [
         ("prompt", None, 1)
     ]
+
+
+def test_a_choice_that_has_ended_is_logged_before_the_others_end(
+    trail: AuditTrail, metrics: GuardMetrics, database: Path
+) -> None:
+    """Its client is told of its trip while they run on."""
+    session = session_with([-9.0, -9.0, 50.0], [-9.0, -9.0, -9.0])
+    stopped, running = (session.stream_for(choice) for choice in (0, 1))
+    assert stopped is not None and running is not None
+    record = RequestRecord(metrics, trail, model="m")
+    record.session = session
+    stopped.finish_reason = "content_filter"
+    asyncio.run(record.settle())
+    assert [row["choice"] for row in trips_in(trail, database)] == [0]
+    running.breaker.update(np.full((1, len(running.policy.probes)), 50.0, np.float32))
+    record.complete(None)
+    asyncio.run(record.settle())
+    assert [row["choice"] for row in trips_in(trail, database)] == [0, 1]
+
+
+def trips_in(trail: AuditTrail, database: Path) -> list[dict[str, Any]]:
+    return [row for row in written(trail, database, "audit_log") if row["kind"] == "trip"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_is_told_of_a_trip_once_the_disk_has_it(
+    database: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """What a client knows is in the log after a kill -9."""
+    monkeypatch.setattr("circuit_breakers.api.trail._WRITTEN_S", 60.0)
+
+    async def test() -> None:
+        async with scripted_server(EngineServing()) as server:
+            trail = open_trail(ServeSettings(audit_db=database), server.service.metrics)
+            trail.begin(DIGEST, "breaker b, mode enforce")
+            writer = trail.writer
+            assert writer is not None and writer.sync(WAIT_S)
+            server.service.trail = trail
+            said: list[str] = []
+
+            async def listen() -> None:
+                script = {"num_events": 4, "trips_at": 2, "stream": stream}
+                asked = server.http.stream("POST", "/v1/chat/completions", json=script)
+                async with asked as response:
+                    async for text in response.aiter_text():
+                        said.append(text)
+
+            with writer._intake:  # a disk that takes its time
+                listening = asyncio.create_task(listen())
+                while not writer._entries:
+                    await asyncio.sleep(0.01)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(listening), 0.1)
+                assert "content_filter" not in "".join(said)
+            await listening
+            assert "content_filter" in "".join(said)
+            await asyncio.to_thread(trail.close)
+
+    asyncio.run(test())
+
+
+def test_a_disk_that_hangs_holds_no_answer_for_ever(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuit_breakers.api.trail._WRITTEN_S", 0.01)
+
+    async def test() -> None:
+        async with scripted_server(EngineServing()) as server:
+            trail = open_trail(ServeSettings(audit_db=database), server.service.metrics)
+            trail.begin(DIGEST, "breaker b, mode enforce")
+            assert trail.writer is not None
+            server.service.trail = trail
+            with trail.writer._intake:
+                answer = await server.post(num_events=4, trips_at=2)
+            assert answer.json()["choices"][0]["finish_reason"] == "content_filter"
+            await asyncio.to_thread(trail.close)
+
+    asyncio.run(test())
 
 
 def test_a_trace_has_the_highest_scores_of_all_choices(

@@ -110,6 +110,7 @@ def test_a_server_that_is_killed_loses_no_trip_and_breaks_no_chain(tmp_path: Pat
     logged = trips_in(database)
     assert len(set(logged)) == len(logged)
     assert logged[: NUM_IN_DATABASE + NUM_IN_SPOOL] == stored + spooled
+    assert set(in_flight) <= set(logged), "a client was told of a trip that the log has not"
     verdict = CliRunner().invoke(app, ["audit", "verify", "--db", str(database)])
     assert verdict.exit_code == 0, verdict.output
     # The log's creation, two starts, and the trips.

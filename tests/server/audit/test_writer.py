@@ -157,6 +157,8 @@ def test_a_spool_that_works_again_is_used_again(site: Site) -> None:
     writer.start()
     writer.record(first := trip())
     assert not writer.sync(0.1)
+    # Nobody waits for a disk that says no.
+    assert writer.is_safe(writer.num_recorded)
     site.spool.mkdir()
     writer.record(second := trip())
     assert writer.sync(WAIT_S)
