@@ -204,7 +204,9 @@ class RequestRecord:
             # The usage has the whole of a prompt, its verdict covers what came before the trip.
             num_prompt_tokens = usage.num_prompt_tokens - session.num_stopped_prompt_tokens
             num_completion_tokens = usage.num_completion_tokens
-            ran = [r for r in reports if not (was_stopped(r) and r.phase == "prompt")]
+            stopped = session.stopped_in_prompt
+            by_choice = zip(session.choices, reports, strict=True)
+            ran = [report for choice, report in by_choice if choice not in stopped]
             num_leaked += leaked_tokens(ran, num_prompt_tokens, num_completion_tokens)
             num_scored = sum(report.num_scored for report in ran)
             num_held = max(0, num_scored - num_prompt_tokens - num_completion_tokens)

@@ -75,6 +75,12 @@ class ChoiceStream:
         """Positions that have a score."""
         return self._breaker.num_scored + self._num_waiting
 
+    @property
+    def stopped_in_prompt(self) -> bool:
+        """The engine stopped it before its completion. A trip that was only observed may be
+        earlier than the token that stopped."""
+        return self.stopped and self.num_judged <= self.num_prompt_tokens
+
     def judge(self, scores: TokenScores) -> None:
         """Verdict on whatever was delivered since the last call."""
         self.scores = scores
@@ -146,10 +152,12 @@ class GuardSession:
     @property
     def prompt_tripped(self) -> GuardReport | None:
         """The report of a stream whose prompt tripped and was stopped; None without one."""
-        for stream in self._streams.values():
-            if stream.stopped and (report := stream.breaker.report()).phase == "prompt":
-                return report
-        return None
+        return next(map(self.report_for, self.stopped_in_prompt), None)
+
+    @property
+    def stopped_in_prompt(self) -> list[int]:
+        """Choices that were stopped on their prompt, and deliver nothing."""
+        return [n for n, stream in self._streams.items() if stream.stopped_in_prompt]
 
     @property
     def stopped(self) -> GuardReport | None:
@@ -180,12 +188,8 @@ class GuardSession:
 
     @property
     def num_stopped_prompt_tokens(self) -> int:
-        """Prompt tokens of the streams that were stopped on their prompt, and deliver nothing."""
-        return sum(
-            stream.num_prompt_tokens
-            for stream in self._streams.values()
-            if stream.stopped and stream.breaker.report().phase == "prompt"
-        )
+        """Prompt tokens of the choices that were stopped on their prompt."""
+        return sum(self._streams[choice].num_prompt_tokens for choice in self.stopped_in_prompt)
 
     @property
     def max_scores(self) -> dict[Phase, float]:

@@ -41,7 +41,8 @@ def leaked_tokens(
 
 
 def _num_covered(report: GuardReport) -> int:
-    if was_stopped(report) and report.token_index is not None:
+    # In observe mode only a token without a score stops, wherever the first trip was.
+    if report.mode == "enforce" and report.tripped and report.token_index is not None:
         return report.token_index
     return report.num_scored
 

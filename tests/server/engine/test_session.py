@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from circuit_breakers.artifact.manifest import Aggregation
 from circuit_breakers.engine.delivery import TokenScores
-from circuit_breakers.engine.session import ChoiceStream
+from circuit_breakers.engine.session import ChoiceStream, GuardSession
 from circuit_breakers.guard.breaker import StreamBreaker
 
 from .test_stream import AGGREGATIONS, NUM_PROMPT_TOKENS, policy
@@ -62,3 +62,19 @@ def test_harmless_tokens_wait_together() -> None:
     deliver(stream, scores, [20.0])
     assert stream._breaker.num_seen == 51
     assert stream.trip is not None and stream.trip.token_index == 50
+
+
+def test_a_stop_is_in_the_phase_of_the_token_that_stopped() -> None:
+    """In observe mode a prompt may trip and go on, until a token without a score."""
+    observing = dataclasses.replace(policy(AGGREGATIONS[0]), mode="observe")
+    session, scores = GuardSession(observing), TokenScores()
+    stream = session.stream(observing, 0, NUM_PROMPT_TOKENS)
+    deliver(stream, scores, [0.0] * (NUM_PROMPT_TOKENS - 1) + [20.0])
+    position = NUM_PROMPT_TOKENS
+    stop = ["p", math.nan, 1.0, position, "completion"]
+    scores.extend(position, 1, np.array([math.nan], np.float32).tobytes(), stop)
+    stream.judge(scores)
+    assert stream.stopped and stream.trip is not None
+    assert (stream.trip.phase, stream.trip.token_index) == ("prompt", position - 1)
+    assert session.prompt_tripped is None
+    assert session.num_stopped_prompt_tokens == 0

@@ -152,6 +152,9 @@ def test_breaker_info_names_the_live_breaker_only(
         ([report()], 5, 7, 2),
         # In observe mode a trip stops nothing, so everything scored may leave.
         ([report(**TRIP | {"mode": "observe", "num_scored": 12})], 5, 7, 0),
+        # Nor does one that came before a token without a score, which stops at itself.
+        ([report(**TRIP | {"mode": "observe", "num_scored": 12, "num_unscored": 1})], 5, 7, 0),
+        ([report(**TRIP | {"mode": "observe", "num_scored": 12, "num_unscored": 1})], 5, 8, 1),
         # Two choices of one prompt of 5 tokens: 3 + 5 tokens are covered.
         ([report(**TRIP), report()], 10, 8, 0),
         ([report(**TRIP), report()], 10, 9, 1),
