@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LISTS = ("cpu.txt", "cpu-no-deps.txt", "dev.txt", "docs.txt", "peers.txt")
+LISTS = ("cpu.txt", "cpu-no-deps.txt", "dev.txt", "docs.txt", "fuzz.txt", "peers.txt")
 
 
 def normalised(requirement: str) -> str:
