@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuit_breakers.artifact.strict_json import load_json
 from circuit_breakers.cli.apps import app, audit_app, import_extra, reported_errors
 from circuit_breakers.errors import ConfigError
 
@@ -214,6 +213,8 @@ def _store(
 
 
 def _exported_rows(file: Path) -> Iterator[dict[str, Any]]:
+    from circuit_breakers.artifact.strict_json import load_json
+
     chain = import_extra("circuit_breakers.audit.chain", extra="serve")
     expected = {*chain.HASHED_FIELDS, "hash", "mac"}
     try:

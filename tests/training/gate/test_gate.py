@@ -145,7 +145,9 @@ def test_detection_fails_for_its_reason(
     found = only("detection", server, word_breaker, write_data([*TEST_ROWS, more]), out)
     assert found.done.exit_code == 1
     rows = found.check("detection")["rows"]
-    assert [one["name"] for one in rows if one["passed"] is False] == [missed]
+    failed = {one["name"] for one in rows if one["passed"] is False}
+    # A harmful one that says no word may well score below a benign one.
+    assert failed - {"auroc"} == {missed}
     assert found.row("detection", missed)["value"] == pytest.approx(value)
     if missed == "unscored":
         assert found.row("detection", missed)["notes"] == ["HTTP 400, context_length_exceeded"]

@@ -90,7 +90,7 @@ def test_bad_input_is_named_before_anything_is_asked(
     cases: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
         ({"url": f"http://127.0.0.1:{free_port()}"}, (), "check --url"),
         ({"url": "localhost:8000"}, (), "expected one such as http"),
-        ({"artifact": tmp_path / "none"}, (), "manifest.json"),
+        ({"artifact": tmp_path / "none"}, (), "expected a breaker directory"),
         ({"data": tmp_path / "none"}, (), "expected a built dataset"),
         ({"data": without_test}, (), "test.jsonl"),
         ({"out": taken}, (), "expected a new directory"),
