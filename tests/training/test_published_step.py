@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit_breakers_training.batch_losses import batch_losses
@@ -19,6 +16,7 @@ from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.render import Rendered, render
 from circuit_breakers_training.streams import Streams
 
+from .published_losses import published_losses
 from .tiny_recipes import LLAMA, Conversations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,32 +25,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def rendered(model_dir: Path, conversations: list[Conversation]) -> list[Rendered]:
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     return [render(tokenizer, c.messages, max_length=64) for c in conversations]
-
-
-def reference_losses(
-    model: Any, retain: list[Rendered], harmful: list[Rendered], layers: list[int]
-) -> tuple[Tensor, Tensor]:
-    """The published step: four forward passes of the whole model, hidden_states[layer + 1].
-
-    Written from Algorithm 1 of arXiv 2406.04313, one conversation at a time, without padding.
-    """
-
-    def states(row: Rendered) -> Tensor:
-        ids = torch.tensor([row.ids])
-        out = model(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-        return torch.stack([out.hidden_states[layer + 1][0] for layer in layers])
-
-    retain_errors, cosines = [], []
-    for row in retain:
-        with torch.no_grad(), model.disable_adapter():
-            base = states(row)
-        retain_errors.append((states(row) - base).norm(dim=-1, p=2))
-    for row in harmful:
-        with torch.no_grad(), model.disable_adapter():
-            base = states(row)[:, row.num_prompt_tokens :]
-        adapted = states(row)[:, row.num_prompt_tokens :]
-        cosines.append(cosine_similarity(adapted, base, dim=-1).relu())
-    return torch.cat(retain_errors, dim=1).mean(), torch.cat(cosines, dim=1).mean()
 
 
 @pytest.mark.parametrize("first_depth", [0.0, 0.25])
@@ -79,7 +51,7 @@ def test_losses_and_gradients_equal_the_published_step(
     streams.save_adapter(tmp_path, base_name="tiny-llama")
     whole = AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager").eval()
     reference = PeftModel.from_pretrained(whole, tmp_path, is_trainable=True).eval()
-    retain_loss, reroute_loss = reference_losses(reference, retain, harmful, [1, 2])
+    retain_loss, reroute_loss = published_losses(reference, retain, harmful, [1, 2])
     # alpha 10, t = 30 of T = 60: 10 * 30 / 120 and 10 * (1 - 30 / 120).
     loss = 2.5 * retain_loss + 7.5 * reroute_loss
     loss.backward()

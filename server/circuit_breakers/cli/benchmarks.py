@@ -244,6 +244,7 @@ def bench_guards(
 ) -> None:
     """Compare the breaker with text classifiers, filters and a judge, on the same conversations."""
     with reported_errors(exit_code=2):
+        evaluation = import_extra("circuit_breakers_training.evaluation.settings", extra="train")
         parsed = import_extra("circuit_breakers_training.peers.settings", extra="train")
         bench = import_extra("circuit_breakers_training.peers.run", extra="train")
         settings = parsed.GuardsSettings(
@@ -252,7 +253,7 @@ def bench_guards(
             out=out,
             model=model,
             limit=limit,
-            skip=parsed.check_guards(skip or ()),
+            skip=evaluation.check_skips(skip or (), parsed.GUARDS),
         )
     with reported_errors():
         from rich.console import Console

@@ -53,6 +53,7 @@ def gate(
     with reported_errors(exit_code=2):
         # The closed lists of fields are the server's own.
         import_extra("circuit_breakers.api.field_lists", extra="serve")
+        evaluation = import_extra("circuit_breakers_training.evaluation.settings", extra="train")
         parsed = import_extra("circuit_breakers_training.gate.settings", extra="train")
         opened = import_extra("circuit_breakers_training.gate.target", extra="train")
         run = import_extra("circuit_breakers_training.gate.run", extra="train")
@@ -66,7 +67,7 @@ def gate(
             max_new_tokens=max_new_tokens,
             degenerate_share=degenerate_share,
             bars=bars,
-            skip=run.check_skips(skip or ()),
+            skip=evaluation.check_skips(skip or (), run.CHECKS),
             unguarded_url=unguarded_url,
         )
         from rich.console import Console

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from circuit_breakers.cli import app
 from circuit_breakers.errors import ConfigError, DataError
 from circuit_breakers_training.data.dataset import load_dataset
+from circuit_breakers_training.evaluation.settings import check_skips
 from circuit_breakers_training.peers.run import bench_guards
-from circuit_breakers_training.peers.settings import GUARDS, GuardsSettings, check_guards
+from circuit_breakers_training.peers.settings import GUARDS, GuardsSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,6 +95,6 @@ def test_wrong_settings_are_refused(tmp_path: Path) -> None:
         GuardsSettings(**paths, out=tmp_path)
     with pytest.raises(ConfigError, match="limit 0"):
         GuardsSettings(**paths, out=tmp_path / "new", limit=0)
-    assert check_guards(["judge", "judge"]) == ("judge",)
+    assert check_skips(["judge", "judge"], GUARDS) == ("judge",)
     with pytest.raises(ConfigError, match="'judges', expected one of " + ", ".join(GUARDS)):
-        check_guards(["judges"])
+        check_skips(["judges"], GUARDS)

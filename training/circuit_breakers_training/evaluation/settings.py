@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,8 @@ __all__ = [
     "check_at_least_one",
     "check_backend",
     "check_degenerate_share",
+    "check_new",
+    "check_skips",
     "check_temperature",
 ]
 
@@ -146,3 +149,29 @@ def check_degenerate_share(share: float) -> None:
     """
     if not 0 < share < 1:
         raise ConfigError(f"got a degenerate share of {share}, expected 0 to 1, exclusive")
+
+
+def check_new(out: Path) -> None:
+    """Pass if nothing is at `out`.
+
+    Raises:
+        ConfigError: something is.
+    """
+    if out.exists() or out.is_symlink():
+        raise ConfigError(
+            f"got --out {out}, which exists, expected a new directory; choose another"
+        )
+
+
+def check_skips(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """`names`, each once.
+
+    Raises:
+        ConfigError: one is not among the known ones.
+    """
+    skips, known = tuple(dict.fromkeys(names)), tuple(known)
+    if unknown := [name for name in skips if name not in known]:
+        raise ConfigError(
+            f"got --skip {unknown[0]!r}, expected one of {', '.join(known)}; correct it"
+        )
+    return skips

@@ -153,44 +153,40 @@ def _refused_fields(target: Target) -> list[_Request]:
         return lambda answer: (answer.status, answer.code, answer.error.get("param")) == expected
 
     return [
-        _Request(
-            f"{path}: {field}",
-            "POST",
-            path,
-            {"model": target.model.name, **body, field: _NOT_NEUTRAL},
-            refuses(field),
-        )
-        for path, (rules, body) in _GENERATING.items()
+        _generating(target, path, field, {field: _NOT_NEUTRAL}, refuses(field))
+        for path, (rules, _) in _GENERATING.items()
         for field in sorted(rules.refused)
     ]
 
 
 def _unknown_fields(target: Target) -> list[_Request]:
+    refused = _says(400, "unknown_parameter")
     return [
-        _Request(
-            f"{path}: {field}",
-            "POST",
-            path,
-            {"model": target.model.name, **body, field: _NOT_NEUTRAL},
-            _says(400, "unknown_parameter"),
-        )
-        for path, (_, body) in _GENERATING.items()
+        _generating(target, path, field, {field: _NOT_NEUTRAL}, refused)
+        for path in _GENERATING
         for field in _UNKNOWN
     ]
 
 
 def _looser(target: Target) -> list[_Request]:
+    refused = _says(400, "policy_not_allowed")
     return [
-        _Request(
-            f"{path}: guard {' '.join(guard)}",
-            "POST",
-            path,
-            {"model": target.model.name, **body, "guard": guard},
-            _says(400, "policy_not_allowed"),
-        )
-        for path, (_, body) in _GENERATING.items()
+        _generating(target, path, f"guard {' '.join(guard)}", {"guard": guard}, refused)
+        for path in _GENERATING
         for guard in _LOOSER
     ]
+
+
+def _generating(
+    target: Target,
+    path: str,
+    name: str,
+    more: Mapping[str, Any],
+    refused: Callable[[Answer], bool],
+) -> _Request:
+    """A request that would be answered but for these fields."""
+    body = {"model": target.model.name, **_GENERATING[path][1], **more}
+    return _Request(f"{path}: {name}", "POST", path, body, refused)
 
 
 def _routes(target: Target) -> list[_Request]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from rich.console import Console
 
-from circuit_breakers.errors import CircuitBreakersError, ConfigError
+from circuit_breakers.errors import CircuitBreakersError
 from circuit_breakers_training.evaluation.results import environment
 from circuit_breakers_training.gate.bypass import bypass
 from circuit_breakers_training.gate.capability import capability
@@ -24,7 +24,7 @@ from circuit_breakers_training.gate.overhead import overhead
 from circuit_breakers_training.gate.rows import NotRun, Row
 from circuit_breakers_training.gate.target import Target
 
-__all__ = ["CHECKS", "Check", "Outcome", "Result", "check_skips", "run_gate"]
+__all__ = ["CHECKS", "Check", "Outcome", "Result", "run_gate"]
 
 RESULT_VERSION: Final = 1
 
@@ -118,20 +118,6 @@ class Result:
             "environment": environment("server"),
             "checks": [outcome.to_json() for outcome in self.outcomes],
         }
-
-
-def check_skips(names: Iterable[str]) -> tuple[str, ...]:
-    """`names`, each once.
-
-    Raises:
-        ConfigError: one is no check's.
-    """
-    skips = tuple(dict.fromkeys(names))
-    if unknown := [name for name in skips if name not in CHECKS]:
-        raise ConfigError(
-            f"got --skip {unknown[0]!r}, expected one of {', '.join(CHECKS)}; correct it"
-        )
-    return skips
 
 
 def run_gate(

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuit_breakers.errors import ConfigError
+from circuit_breakers_training.evaluation.settings import (
+    check_at_least_one,
+    check_degenerate_share,
+    check_new,
+)
 
 __all__ = ["GateSettings"]
 
@@ -43,17 +47,9 @@ class GateSettings:
         Raises:
             ConfigError: a number is out of range, or `out` is taken.
         """
-        for name in ("limit", "max_new_tokens", "pairs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"got {name} {getattr(self, name)}, expected at least 1")
-        if not 0 < self.degenerate_share < 1:
-            raise ConfigError(
-                f"got a degenerate share of {self.degenerate_share}, expected 0 to 1, exclusive"
-            )
-        if self.out.exists() or self.out.is_symlink():
-            raise ConfigError(
-                f"got --out {self.out}, which exists, expected a new directory; choose another"
-            )
+        check_at_least_one(self, "limit", "max_new_tokens", "pairs")
+        check_degenerate_share(self.degenerate_share)
+        check_new(self.out)
 
     def to_json(self) -> dict[str, Any]:
         """Settings that decide the figures, without paths of this machine."""

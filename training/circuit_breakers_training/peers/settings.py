@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from circuit_breakers.errors import ConfigError
+from circuit_breakers_training.evaluation.settings import check_new
 from circuit_breakers_training.peers.text_guards import TEXT_GUARDS
 
-__all__ = ["GUARDS", "GuardsSettings", "check_guards"]
+__all__ = ["GUARDS", "GuardsSettings"]
 
 GUARDS: Final = (*TEXT_GUARDS, "judge", "adapter", "probe", "both")
 """Names that --skip takes."""
@@ -41,21 +41,4 @@ class GuardsSettings:
         """
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"got limit {self.limit}, expected at least 1")
-        if self.out.exists() or self.out.is_symlink():
-            raise ConfigError(
-                f"got --out {self.out}, which exists, expected a new directory; choose another"
-            )
-
-
-def check_guards(names: Iterable[str]) -> tuple[str, ...]:
-    """`names`, each once.
-
-    Raises:
-        ConfigError: one is no guard's.
-    """
-    skips = tuple(dict.fromkeys(names))
-    if unknown := [name for name in skips if name not in GUARDS]:
-        raise ConfigError(
-            f"got --skip {unknown[0]!r}, expected one of {', '.join(GUARDS)}; correct it"
-        )
-    return skips
+        check_new(self.out)
