@@ -4,6 +4,7 @@
     SIGHUP -> policy file again
     SIGTERM -> not ready -> drain delay -> refuse new requests, let running ones end -> stop
     second SIGTERM -> stop at once
+    engine dies -> requests end with an error -> exit 1, for whatever restarts a server
 
 The port is bound first: a taken one fails at once, and probes are answered while the model loads.
 Whatever fails on the way ends the process with one message.
@@ -41,7 +42,7 @@ from circuit_breakers.api.service import Service, reload_on_hangup
 from circuit_breakers.api.tracing import open_tracer
 from circuit_breakers.api.trail import open_trail
 from circuit_breakers.artifact import Breaker, builtin_breaker_path, load_breaker
-from circuit_breakers.errors import ConfigError
+from circuit_breakers.errors import ConfigError, NotReadyError
 from circuit_breakers.guard.operating_point import probes_at
 from circuit_breakers.guard.policy import Policy
 from circuit_breakers.models import ResolvedModel, resolve_model
@@ -59,6 +60,7 @@ _HEAVY_MODULES = (
 """Imported off the event loop, which keeps answering probes."""
 _STOP_S = 5.0
 """Of the shutdown time: for the last events of streams, and for the engine to stop."""
+_DEATH_POLL_S = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -120,6 +122,7 @@ async def _serve(
     reload_on_hangup(service)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
+    dying = asyncio.create_task(_death(service))
     async with AsyncExitStack() as stack:
         starting = asyncio.create_task(_start(service, settings, stack))
         try:
@@ -131,8 +134,10 @@ async def _serve(
             else:
                 await starting
                 say(_ready_lines(service, listener))
-                await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopping, serving, dying}, return_when=asyncio.FIRST_COMPLETED)
                 service.leave()
+                if dying.done():
+                    await _bury(service)
                 await asyncio.sleep(settings.drain_delay_s)
                 deadline.start()
                 await _drain(service)
@@ -144,6 +149,28 @@ async def _serve(
             if service.tracer is not None:
                 await asyncio.to_thread(service.tracer.close)
             stopping.cancel()
+            dying.cancel()
+
+
+async def _death(service: Service) -> None:
+    """Returns when the engine has died."""
+    while not service.dead:
+        await asyncio.sleep(_DEATH_POLL_S)
+
+
+async def _bury(service: Service) -> NoReturn:
+    """Waits for the requests of a dead engine, which end with an error.
+
+    Raises:
+        NotReadyError: always.
+    """
+    # One of its processes may still run and hold the others up.
+    _kill_children()
+    await _drain(service)
+    raise NotReadyError(
+        "the engine died, expected it to run until the server is stopped; see the log above for "
+        "its own last words, or the kernel's where it ran out of memory, and start the server again"
+    )
 
 
 async def _drain(service: Service) -> None:
@@ -179,10 +206,14 @@ def _end_in_time() -> NoReturn:
 
 def _end(exit_code: int) -> NoReturn:
     """Ends the processes of the engine and this one, whatever they are doing."""
+    _kill_children()
+    os._exit(exit_code)
+
+
+def _kill_children() -> None:
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
-    os._exit(exit_code)
 
 
 async def _start(service: Service, settings: ServeSettings, stack: AsyncExitStack) -> None:

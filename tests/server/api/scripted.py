@@ -48,11 +48,14 @@ class ScriptedCall:
         num_events: int = 1,
         num_chars: int = 1,
         pause_s: float = 0.0,
+        kills: bool = False,
     ) -> None:
         self.streams = stream
         self.num_events = num_events
         self.text = "x" * num_chars
         self.pause_s = pause_s
+        self.kills = kills
+        """The engine dies of it."""
         self.shape = StreamShape(
             id="chatcmpl-1", object="chat.completion.chunk", model="m", num_choices=1
         )
@@ -92,6 +95,8 @@ class ScriptedServing:
 
     async def start(self, call: ScriptedCall) -> dict[str, Any] | AsyncGenerator[str, None]:
         self.num_started += 1
+        if call.kills:
+            self.guarded.errored = True
         if call.streams:
             return self._events(call)
         self.num_open += 1

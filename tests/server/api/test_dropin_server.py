@@ -79,6 +79,8 @@ class VllmServer:
         return {name: float(value) for name, value in samples}
 
     def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.openai.close()
         self.http.close()
@@ -330,3 +332,18 @@ def _labels(sample: str) -> tuple[str, str]:
     found = re.search(r'(?:outcome|phase)="(\w+)"', sample)
     assert found is not None
     return kind, found[1]
+
+
+def test_a_dead_engine_breaks_streams_off_and_ends_the_server(vllm_server: VllmServer) -> None:
+    """The last one that asks this server."""
+    http = vllm_server.http
+    story = {"model": MODEL, "prompt": "Once upon a time", "ignore_eos": True, "stream": True}
+    with http.stream("POST", "/v1/completions", json=story | {"max_tokens": 400}) as running:
+        lines = (line for line in running.iter_lines() if line)
+        next(lines)
+        for child in psutil.Process(vllm_server.process.pid).children(recursive=True):
+            child.kill()
+        rest = list(lines)
+    assert "error" in json.loads(rest[-1].removeprefix("data: "))
+    assert "data: [DONE]" not in rest
+    vllm_server.process.wait(60)

@@ -27,6 +27,7 @@ from circuit_breakers.models import ResolvedModel
 from circuit_breakers.settings import ServeSettings
 
 from .conftest import MODEL, Server, free_port, serve_command, server_environment
+from .scripted import scripted_server
 
 
 def run_to_its_end(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -222,6 +223,35 @@ def test_a_stream_that_outlasts_the_shutdown_ends_with_an_error() -> None:
         assert json.loads(said[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
         assert "data: [DONE]" not in said
         assert server.process.wait(20) == 0
+
+
+def test_a_dead_engine_ends_the_server_after_the_answers_under_way() -> None:
+    """With an exit code on which whatever runs a server restarts it."""
+    with scripted_process() as server:
+        with server.stream(num_events=40, pause_s=0.05) as response:
+            lines = response.iter_lines()
+            next(lines)
+            httpx.post(server.http.base_url.join("/v1/chat/completions"), json={"kills": True})
+            said = [line for line in lines if line]
+        assert said[-1] == "data: [DONE]"
+        assert server.process.wait(60) == 1
+
+
+def test_a_dead_engine_is_a_503_and_fails_the_liveness_probe() -> None:
+    """For as long as the last answers take; then the server ends (test_observe.py)."""
+
+    async def test() -> None:
+        async with scripted_server() as server:
+            server.serving.guarded.errored = True
+            assert (await server.http.get("/livez")).status_code == 503
+            ready = (await server.http.get("/readyz")).json()
+            assert ready["reason"] == "the engine died, restart the server"
+            answer = await server.post()
+            assert answer.status_code == 503
+            error = answer.json()["error"]
+            assert (error["code"], error["type"]) == ("engine_dead", "server_error")
+
+    asyncio.run(test())
 
 
 def test_a_second_sigterm_ends_at_once() -> None:
