@@ -43,8 +43,8 @@ class Replica:
             )
         return self.process
 
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _START_S
+    def wait_until_ready(self, timeout_s: float = _START_S) -> None:
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self._err.read_text()[-3000:]
             try:
@@ -53,7 +53,7 @@ class Replica:
             except httpx.TransportError:
                 pass  # the port is not bound yet
             time.sleep(0.3)
-        raise AssertionError(f"not ready after {_START_S} s: {self._err.read_text()[-3000:]}")
+        raise AssertionError(f"not ready after {timeout_s} s: {self._err.read_text()[-3000:]}")
 
     def die(self) -> None:
         """kill -9, the engine's processes included."""

@@ -8,23 +8,17 @@ word that trips is raised, so that trips come at random points.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-import pytest
-
-from circuit_breakers.artifact import load_breaker
 from circuit_breakers.models import ResolvedModel
 
 from .breaker_for_words import PARIS
 from .conftest import MODEL, Server
+from .oracle import MARGIN, word_oracle
 
 NUM_REQUESTS = 240
-MARGIN = 1.5
-"""bfloat16 in other batches moves a logit by up to 0.5; the word is at 5 and more, others at -5."""
 PROMPTS = (
     "My favourite city in the world is",
     "Last summer we travelled from Rome to",
@@ -72,36 +66,14 @@ def record(server: Server, prompt_ids: list[int], paris_id: int, i: int) -> list
     return recordings
 
 
-@pytest.fixture(scope="module")
-def oracle(smollm2: ResolvedModel, server: Server, word_breaker: Any) -> Iterator[Any]:
-    """Largest probe logit of each token; the word breaker's adapter is one of zeros."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    breaker = load_breaker(word_breaker)
-    lm = AutoModelForCausalLM.from_pretrained(
-        smollm2.path, dtype=torch.float32, local_files_only=True
-    ).eval()
-
-    def peaks(token_ids: list[int]) -> Any:
-        with torch.no_grad():
-            hidden = lm.base_model(torch.tensor([token_ids]), output_hidden_states=True)
-        columns = []
-        for spec in breaker.manifest.probes:
-            weight_D, bias = breaker.weights[spec.name]
-            columns.append(hidden.hidden_states[spec.layer + 1][0].numpy() @ weight_D + bias)
-        return np.stack(columns, axis=1).max(axis=1)
-
-    yield peaks
-
-
 def test_no_client_gets_a_token_that_trips_or_anything_behind_it(
-    server: Server, smollm2: ResolvedModel, oracle: Any
+    server: Server, smollm2: ResolvedModel, word_breaker: Path
 ) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2.path, local_files_only=True)
     (paris_id,) = tokenizer(PARIS.word).input_ids
+    oracle = word_oracle(smollm2, word_breaker)
     prompts = [tokenizer(text).input_ids for text in PROMPTS]
     with ThreadPoolExecutor(8) as pool:
         futures = [
