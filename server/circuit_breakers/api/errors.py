@@ -22,6 +22,7 @@ from circuit_breakers.guard.decision import GuardReport
 
 __all__ = [
     "ApiError",
+    "engine_dead",
     "from_validation_error",
     "from_vllm_error",
     "not_ready",
@@ -142,6 +143,16 @@ def not_ready(reason: str) -> ApiError:
         503,
         f"the server is not ready: {reason}; try again when /readyz answers 200",
         code="not_ready",
+        headers={"Retry-After": "5"},
+    )
+
+
+def engine_dead() -> ApiError:
+    """The answer to what an engine's death broke off; the server ends with it."""
+    return ApiError(
+        503,
+        "the engine died and the server ends with it; try again when it has been started anew",
+        code="engine_dead",
         headers={"Retry-After": "5"},
     )
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from circuit_breakers.api.accounting import RequestRecord
 from circuit_breakers.api.admission import Admission, Limits
-from circuit_breakers.api.errors import ApiError, not_ready
+from circuit_breakers.api.errors import engine_dead, not_ready
 from circuit_breakers.api.governance import Governance
 from circuit_breakers.api.logs import log_request
 from circuit_breakers.api.trail import SERVER_KEY_ID, AuditTrail
@@ -149,7 +149,7 @@ class Service:
     def reason(self) -> str | None:
         """Why no request should be sent here; None when they may."""
         if self.dead:
-            return "the engine died, restart the server"
+            return "the engine died and the server ends"
         if self._is_leaving:
             return "shutting down"
         return self._waiting_for or self.failed_canary
@@ -166,7 +166,7 @@ class Service:
             ApiError: 503 until the server is ready, and again when the engine has died.
         """
         if self.dead:
-            raise ApiError(503, "the engine died; restart the server", code="engine_dead")
+            raise engine_dead()
         if self._waiting_for is not None:
             raise not_ready(self._waiting_for)
         if self.failed_canary is not None:

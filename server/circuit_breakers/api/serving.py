@@ -39,7 +39,12 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from circuit_breakers.api.accounting import Usage
 from circuit_breakers.api.annotations import Annotator
 from circuit_breakers.api.endpoints import ENDPOINTS, Endpoint
-from circuit_breakers.api.errors import ApiError, from_validation_error, from_vllm_error
+from circuit_breakers.api.errors import (
+    ApiError,
+    engine_dead,
+    from_validation_error,
+    from_vllm_error,
+)
 from circuit_breakers.api.formats import Format
 from circuit_breakers.api.prompts import num_prompts
 from circuit_breakers.api.responses import StreamShape
@@ -239,6 +244,9 @@ class Serving:
             await source.aclose()
 
     def _error_in(self, call: Call, event: str, session: GuardSession | None) -> ApiError:
+        # vLLM tells of it as of any error of its own.
+        if self.guarded.errored:
+            return engine_dead()
         if (told := call.format.error_in(event)) is not None:
             return told
         if session is not None and session.error is not None:
@@ -248,7 +256,7 @@ class Serving:
     def translate(self, error: Exception) -> ApiError:
         """An exception of vLLM's as the error that the client gets."""
         if isinstance(error, EngineDeadError) or self.guarded.errored:
-            return ApiError(503, "the engine died; restart the server", code="engine_dead")
+            return engine_dead()
         return from_vllm_error(create_error_response(error).error.model_dump())
 
     def _check_seed(self, selected: Mapping[str, Any]) -> None:

@@ -343,7 +343,7 @@ def test_a_dead_engine_breaks_streams_off_and_ends_the_server(vllm_server: VllmS
         next(lines)
         for child in psutil.Process(vllm_server.process.pid).children(recursive=True):
             child.kill()
-        rest = list(lines)
-    assert "error" in json.loads(rest[-1].removeprefix("data: "))
-    assert "data: [DONE]" not in rest
+        *_, error, done = lines
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "engine_dead"
+    assert done == "data: [DONE]"
     vllm_server.process.wait(60)

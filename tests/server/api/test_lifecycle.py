@@ -245,7 +245,7 @@ def test_a_dead_engine_is_a_503_and_fails_the_liveness_probe() -> None:
             server.serving.guarded.errored = True
             assert (await server.http.get("/livez")).status_code == 503
             ready = (await server.http.get("/readyz")).json()
-            assert ready["reason"] == "the engine died, restart the server"
+            assert ready["reason"] == "the engine died and the server ends"
             answer = await server.post()
             assert answer.status_code == 503
             error = answer.json()["error"]

@@ -114,8 +114,9 @@ def test_a_dead_engine_breaks_streams_off_and_ends_the_server(observing_server: 
         next(lines)
         for child in observing_server.children():
             os.kill(child.pid, signal.SIGKILL)
-        *_, last = lines
-    # Not an answer that looks whole.
-    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_dead"
+        *_, error, done = lines
+    # Not an answer that looks whole, and the end of a stream as vLLM writes it.
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "engine_dead"
+    assert done == "data: [DONE]"
     assert observing_server.process.wait(60) == 1
     assert "error: the engine died" in observing_server.err.read_text()
