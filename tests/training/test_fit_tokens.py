@@ -15,7 +15,12 @@ from circuit_breakers.artifact.manifest import Aggregation
 from circuit_breakers.errors import DataError
 from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers_training.activations import ResidualRows
-from circuit_breakers_training.fit_tokens import FitTokens, collect_fit_tokens, running_mean
+from circuit_breakers_training.fit_tokens import (
+    OPENING,
+    FitTokens,
+    collect_fit_tokens,
+    running_mean,
+)
 from circuit_breakers_training.render import Rendered
 
 from .fixed_reader import FixedReader, opposite_conversations
@@ -133,3 +138,46 @@ def test_one_label_alone_is_refused(tmp_path: Path) -> None:
     rows, _, hidden = opposite_conversations(2)
     with pytest.raises(DataError, match="got 4 harmful of 4"):
         _collect(tmp_path, FixedReader(hidden, (3, 5)), rows, [True] * 4, 4)
+
+
+def test_tokens_of_some_conversations_are_what_these_alone_would_give(tmp_path: Path) -> None:
+    rows, harmful, hidden = opposite_conversations(20)
+    tokens = _collect(tmp_path, FixedReader(hidden, (3, 5)), rows, harmful, 6)
+    keeps_N, weight_N = tokens.of_rows(range(len(rows)))
+    assert keeps_N.all()
+    np.testing.assert_allclose(weight_N, tokens.weight_N, rtol=1e-5)
+    # Three harmful ones and one benign.
+    kept = [1, 3, 5, 8]
+    keeps_N, weight_N = tokens.of_rows(kept)
+    assert set(tokens.row_N[keeps_N].tolist()) == {*kept, OPENING}
+    assert all(harmful[row] == tokens.harmful_N[tokens.row_N == row].all() for row in kept)
+    alone_dir = tmp_path / "alone"
+    alone_dir.mkdir()
+    alone = _collect(
+        alone_dir,
+        FixedReader([hidden[i] for i in kept], (3, 5)),
+        [rows[i] for i in kept],
+        [harmful[i] for i in kept],
+        6,
+    )
+    assert weight_N.mean() == pytest.approx(1)
+    of_alone = [
+        np.sort(w[h])
+        for w, h in (
+            (weight_N, tokens.harmful_N[keeps_N]),
+            (alone.weight_N, alone.harmful_N),
+        )
+    ]
+    np.testing.assert_allclose(*of_alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "missing"), [([0, 2], "harmful"), ([1], "benign"), ([], "harmful")]
+)
+def test_conversations_of_one_label_alone_are_refused(
+    tmp_path: Path, kept: list[int], missing: str
+) -> None:
+    rows, harmful, hidden = opposite_conversations(3)
+    tokens = _collect(tmp_path, FixedReader(hidden, (3, 5)), rows, harmful, 6)
+    with pytest.raises(DataError, match=f"got no {missing} one"):
+        tokens.of_rows(kept)

@@ -30,9 +30,11 @@ from circuit_breakers.errors import DataError
 from circuit_breakers_training.activations import ResidualReader
 from circuit_breakers_training.render import Rendered
 
-__all__ = ["FitTokens", "collect_fit_tokens", "running_mean"]
+__all__ = ["OPENING", "FitTokens", "collect_fit_tokens", "running_mean"]
 
 FloatArray = npt.NDArray[np.float32]
+
+OPENING = -1
 
 _OPENING_WEIGHT = 0.1
 """Total weight of the tokens that open every conversation, as a share of all others."""
@@ -48,6 +50,33 @@ class FitTokens:
     harmful_N: npt.NDArray[np.bool_]
     weight_N: FloatArray
     """Mean 1; every conversation of a label weighs the same, and both labels do."""
+    row_N: npt.NDArray[np.int64]
+    """Place of each token's conversation in the sequence that was given; OPENING for the tokens
+    that open all of them."""
+
+    def of_rows(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.bool_], FloatArray]:
+        """The tokens of some conversations, as if there were no others.
+
+        Returns:
+            A mask over all tokens, and the weights of those that it keeps.
+        Raises:
+            DataError: one of the labels is missing among `rows`.
+        """
+        opening_N = self.row_N == OPENING
+        keeps_N = np.isin(self.row_N, rows) | opening_N
+        weight_N = np.where(keeps_N, self.weight_N, 0).astype(np.float64)
+        for label in (True, False):
+            its_N = (self.harmful_N == label) & ~opening_N
+            if not weight_N[its_N].any():
+                name = "harmful" if label else "benign"
+                raise DataError(
+                    f"got no {name} one among {len(rows)} conversations to fit the probe; expected "
+                    "both labels; take more of them"
+                )
+            # Each label weighs what it did.
+            weight_N[its_N] *= self.weight_N[its_N].sum() / weight_N[its_N].sum()
+        weight_N = weight_N[keeps_N]
+        return keeps_N, np.asarray(weight_N / weight_N.mean(), np.float32)
 
     def hidden(self, layers: Sequence[int], aggregation: Aggregation) -> FloatArray:
         """Running means of hidden states under one aggregation, a new float32 (N, L * D)."""
@@ -121,6 +150,7 @@ def collect_fit_tokens(
     skip = max(a.skip_tokens for a in aggregations)
     num_opening = _num_shared_tokens(rows)
     labels: list[bool] = []
+    places: list[int] = []
     counts: list[int] = []
     weights: list[float] = []
     opening: list[FloatArray] | None = None
@@ -146,6 +176,7 @@ def collect_fit_tokens(
                 file.write(mean_TD[chosen - skip].tobytes())
             share = num_harmful if harmful[index] else len(rows) - num_harmful
             labels.append(harmful[index])
+            places.append(index)
             counts.append(size)
             weights.append(1 / (share * size))
             if opening is None:
@@ -155,6 +186,7 @@ def collect_fit_tokens(
             for file, mean_TD in zip(files, opening, strict=True):
                 file.write(mean_TD.tobytes())
             labels.append(False)
+            places.append(OPENING)
             counts.append(size)
             weights.append(2 * _OPENING_WEIGHT / size)
     weight_N = np.repeat(weights, counts)
@@ -164,6 +196,7 @@ def collect_fit_tokens(
         aggregations=tuple(aggregations),
         harmful_N=np.repeat(labels, counts),
         weight_N=np.asarray(weight_N / weight_N.mean(), np.float32),
+        row_N=np.repeat(places, counts),
     )
 
 

@@ -1,4 +1,4 @@
-"""`evaluate`: a breaker beside its base model. `learning-curve`: what more data or steps give."""
+"""`evaluate`: a breaker beside its base model. Curves: what more data, steps or layers give."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from circuit_breakers.cli.apps import app, import_extra, reported_errors
 
-__all__ = ["evaluate", "learning_curve"]
+__all__ = ["evaluate", "learning_curve", "probe_curve"]
 
 
 @app.command(
@@ -149,6 +149,53 @@ def learning_curve(
 
         results = curve.learning_curve(settings, Console(stderr=True))
     curve.print_curve(results)
+    typer.echo(f"ok: {out / 'curve.json'}")
+
+
+@app.command(
+    "probe-curve",
+    epilog="Example: `circuit-breakers probe-curve --artifact my-breaker "
+    "--data my-breaker.work/data --out curve`",
+)
+def probe_curve(
+    artifact: Annotated[Path, typer.Option(help="Breaker whose adapter is read.")],
+    data: Annotated[Path, typer.Option(help="The dataset that it was made with.")],
+    out: Annotated[Path, typer.Option(help="Directory of the results, made new.")],
+    model: Annotated[
+        str | None, typer.Option(help="Base model; that of the breaker unless given.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe, or path of a TOML file: how probes are fitted.")
+    ] = "smollm2-135m-instruct",
+    share: Annotated[
+        list[float] | None,
+        typer.Option(help="A share of the data; may be repeated. [default: 0.125, 0.25, 0.5, 1]"),
+    ] = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Answers are cut after so many tokens; may be repeated. "
+            "[default: 0, 1, 4, 8, 16, 32]"
+        ),
+    ] = None,
+) -> None:
+    """Fit probes on less data and on single layers of one breaker, and judge each."""
+    chosen = {"shares": tuple(share or ()), "tokens": tuple(tokens or ())}
+    with reported_errors(exit_code=2):
+        curve = import_extra("circuit_breakers_training.evaluation.probe_curve", extra="train")
+        settings = curve.ProbeCurveSettings(
+            artifact=artifact,
+            data=data,
+            out=out,
+            model=model,
+            recipe=recipe,
+            **{name: values for name, values in chosen.items() if values},
+        )
+    with reported_errors():
+        from rich.console import Console
+
+        results = curve.probe_curve(settings, Console(stderr=True))
+    curve.print_probe_curve(results)
     typer.echo(f"ok: {out / 'curve.json'}")
 
 

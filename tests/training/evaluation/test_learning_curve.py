@@ -63,6 +63,10 @@ def test_there_is_a_row_for_the_base_model_and_each_variant(
     assert 0 < half["num_harmful"] < whole["num_harmful"]
     assert 0 < half["num_benign"] < whole["num_benign"]
     assert (whole["steps"], short["steps"]) == (3, 2)
+    for row in (half, whole, short):
+        of_all = row["benign_perplexity"]["perplexity"]["all"]
+        assert of_all["adapter_change"] == pytest.approx(of_all["adapter"] / of_all["base"] - 1)
+        assert of_all["adapter"] != of_all["base"]
 
 
 def test_adapters_are_kept_and_merged_checkpoints_are_not(

@@ -1,7 +1,8 @@
 """What an adapter gains with data, steps and layers: one trained adapter for each variant.
 
-variants ─ train ─ merge ─ the adapted model writes ─ judges ─ one row each
-                  the base model writes, once ─────────┘
+variants ─ train ─ merge ─┬ the adapted model writes ─ judges ─┬ one row each
+                          │ the base model writes, once ──┘    │
+                          └ perplexity of benign answers ──────┘
 
 It explains and does not choose: the requests are those of the test split, so that a recipe picked
 by its rows would have seen them. Adapters alone are compared, without a probe: it reads what the
@@ -28,6 +29,7 @@ from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.generate import Backend, pick_backend
 from circuit_breakers_training.data.jsonl import Conversation
+from circuit_breakers_training.evaluation.capability import benign_answers, benign_perplexity
 from circuit_breakers_training.evaluation.completions import (
     Completion,
     Sampling,
@@ -45,7 +47,14 @@ from circuit_breakers_training.resolution import Override, parse_override, resol
 from circuit_breakers_training.stages import training_rows
 from circuit_breakers_training.trainer import TrainingRows, train_adapter
 
-__all__ = ["CurveSettings", "Variant", "learning_curve", "parse_variant", "print_curve"]
+__all__ = [
+    "CurveSettings",
+    "Variant",
+    "in_share",
+    "learning_curve",
+    "parse_variant",
+    "print_curve",
+]
 
 DATA_SHARE: Final = "data_share"
 _SUITES: Final = ("direct", "prefill", "wrappers", "past-tense")
@@ -216,6 +225,12 @@ def _row(
     try:
         merge_adapter(model.path, result.adapter_dir, merged)
         suites = judge(merged)
+        perplexity = benign_perplexity(
+            {"base": model.path, "adapter": merged},
+            benign_answers(dataset, limit=settings.limit),
+            max_length=recipe.max_length,
+            console=console,
+        )
     finally:
         shutil.rmtree(merged, ignore_errors=True)
     return {
@@ -228,20 +243,21 @@ def _row(
         "benign_cosine": result.benign_cosine,
         "harmful_cosine": result.harmful_cosine,
         "suites": suites,
+        "benign_perplexity": perplexity,
     }
 
 
+def in_share(row: Conversation, share: float) -> bool:
+    """Whether a row is in a share of the groups; a larger share holds all that a smaller does."""
+    digest = hashlib.sha256(f"{DATA_SHARE}\0{row.group}".encode()).digest()
+    return int.from_bytes(digest[:8]) < share * 2**64
+
+
 def _share_of(rows: TrainingRows, share: float) -> TrainingRows:
-    """The rows of a share of the groups; a larger share holds all that a smaller one does."""
-
-    def keeps(row: Conversation) -> bool:
-        digest = hashlib.sha256(f"{DATA_SHARE}\0{row.group}".encode()).digest()
-        return int.from_bytes(digest[:8]) < share * 2**64
-
     return replace(
         rows,
-        retain=[row for row in rows.retain if keeps(row)],
-        harmful=[row for row in rows.harmful if keeps(row)],
+        retain=[row for row in rows.retain if in_share(row, share)],
+        harmful=[row for row in rows.harmful if in_share(row, share)],
     )
 
 
@@ -249,12 +265,21 @@ def print_curve(results: Mapping[str, Any]) -> None:
     """A table on standard output, one row a variant."""
     table = Table(
         "variant",
-        *("harmful", "benign", "steps", "layers", "seconds", "cosine benign", "harmful"),
+        *(
+            "harmful",
+            "benign",
+            "steps",
+            "layers",
+            "seconds",
+            "cosine benign",
+            "harmful",
+            "perplexity",
+        ),
         *_SUITES,
         title="harmful requests answered on the subject, after training on so many conversations",
     )
     for row in results["rows"]:
-        facts = ["", "", "", "", "", "", ""]
+        facts = [""] * 8
         if "steps" in row:
             facts = [
                 str(row["num_harmful"]),
@@ -264,6 +289,7 @@ def print_curve(results: Mapping[str, Any]) -> None:
                 f"{row['seconds']:.0f}",
                 f"{row['benign_cosine']:.3f}",
                 f"{row['harmful_cosine']:.3f}",
+                f"{row['benign_perplexity']['perplexity']['all']['adapter_change']:+.1%}",
             ]
         suites = [f"{row['suites'][s]['count']}/{row['suites'][s]['num']}" for s in _SUITES]
         table.add_row(row["variant"], *facts, *suites)
