@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -56,10 +55,14 @@ class Replica:
         raise AssertionError(f"not ready after {timeout_s} s: {self._err.read_text()[-3000:]}")
 
     def die(self) -> None:
-        """kill -9, the engine's processes included."""
-        for process in [psutil.Process(self.process.pid), *self._children()]:
-            process.send_signal(signal.SIGKILL)
+        """kill -9 of the API process; the engine's own end by themselves."""
+        engine = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
         self.process.wait(30)
+        _, alive = psutil.wait_procs(engine, timeout=60)
+        for process in alive:
+            process.kill()
+        assert not alive, f"{len(alive)} processes outlived their server"
 
     def leave(self) -> int:
         """SIGTERM; the exit code."""
@@ -68,10 +71,6 @@ class Replica:
 
     def samples(self) -> dict[str, float]:
         return samples(httpx.get(f"{self.url}/metrics", timeout=30).text)
-
-    def _children(self) -> list[psutil.Process]:
-        children: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
-        return children
 
 
 def samples(page: str) -> dict[str, float]:

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["complete"]
 
+_UNAVAILABLE = 503
+"""The engine died, or the server leaves."""
 _CLIENT_CLOSED_REQUEST = 499
 """Nobody receives it; it only tells the access log."""
 
@@ -200,7 +202,7 @@ async def _open(
         result = await serving.start(call)
     except ApiError as error:
         act_on_prompt(session, served, call, may_refuse=False)
-        if (report := session.stopped) is not None:
+        if (report := session.stopped) is not None and error.status != _UNAVAILABLE:
             # Tool calls that broke off, which vLLM could not read.
             raise stopped(report) from None
         if error.status < 500 and session.num_delivered_tokens:
@@ -258,8 +260,10 @@ class _Delivery:
         except ApiError as broken:
             self._record.break_off()
             await self._record.settle()
-            report = self._session.stopped
-            error = broken if report is None else stopped(report)
+            error = broken
+            # Who may try again has to know it, whatever became of another choice.
+            if (report := self._session.stopped) and broken.status != _UNAVAILABLE:
+                error = stopped(report)
             yield self._call.format.error_event(error, num_events)
 
     def fail(self) -> None:

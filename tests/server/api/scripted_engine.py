@@ -17,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 
 from circuit_breakers.api.accounting import Usage
+from circuit_breakers.api.errors import engine_dead
 from circuit_breakers.api.responses import DONE, data_event
 from circuit_breakers.engine.delivery import TokenScores
 from circuit_breakers.engine.guarded import GuardedEngine
@@ -94,6 +95,7 @@ class EngineCall(ScriptedCall):
         trips_at: int | None = None,
         held: bool = False,
         releases: bool = False,
+        dies: bool = False,
         **script: Any,
     ) -> None:
         super().__init__(**script)
@@ -101,6 +103,8 @@ class EngineCall(ScriptedCall):
         self.held = held
         """Waits after its first token, until a request comes that `releases` all."""
         self.releases = releases
+        self.dies = dies
+        """The engine dies after the last token, with other choices still running."""
         self.num_delivered = 0
 
     def prompts_of(self, choices: set[int]) -> set[int]:
@@ -151,6 +155,8 @@ class EngineServing(ScriptedServing):
             call.num_delivered += len(completion.token_ids)
             choice["message"]["content"] += call.text * len(completion.token_ids)
             choice["finish_reason"] = completion.finish_reason
+        if call.dies:
+            raise engine_dead()
         return {"id": call.shape.id, "choices": [choice]}
 
     async def _chunks(self, call: EngineCall, outputs: Any) -> AsyncGenerator[str, None]:
@@ -162,6 +168,8 @@ class EngineServing(ScriptedServing):
                 delta = {"content": call.text * len(completion.token_ids)}
                 choice = {"index": 0, "delta": delta, "finish_reason": completion.finish_reason}
                 yield data_event({"id": call.shape.id, "choices": [choice]})
+            if call.dies:
+                raise engine_dead()
             yield DONE
         finally:
             await outputs.aclose()

@@ -28,6 +28,7 @@ from circuit_breakers.settings import ServeSettings
 
 from .conftest import MODEL, Server, free_port, serve_command, server_environment
 from .scripted import scripted_server
+from .scripted_engine import EngineServing
 
 
 def run_to_its_end(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -250,6 +251,19 @@ def test_a_dead_engine_is_a_503_and_fails_the_liveness_probe() -> None:
             assert answer.status_code == 503
             error = answer.json()["error"]
             assert (error["code"], error["type"]) == ("engine_dead", "server_error")
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_trip_does_not_hide_that_the_engine_died(stream: bool) -> None:
+    """Who may ask again has to know it, whatever became of one choice."""
+
+    async def test() -> None:
+        async with scripted_server(EngineServing()) as server:
+            answer = await server.post(num_events=4, trips_at=2, dies=True, stream=stream)
+            assert '"engine_dead"' in answer.text
+            assert '"code":"content_filter"' not in answer.text.replace(" ", "")
 
     asyncio.run(test())
 
