@@ -190,6 +190,8 @@ def _fake_clock(house: House) -> dict[str, str]:
         "FAKETIME_CACHE_DURATION": "1",
         # As when a clock is set: the monotonic one goes on.
         "DONT_FAKE_MONOTONIC": "1",
+        # Else waits with a time limit return at once, and Python's threads do nothing but wait.
+        "FAKETIME_FORCE_MONOTONIC_FIX": "0",
     }
 
 
