@@ -15,8 +15,12 @@ from transformers import AutoTokenizer
 from circuit_breakers.artifact import load_breaker
 from circuit_breakers.errors import ConfigError, DataError, EvaluationError, ModelError
 from circuit_breakers.guard.policy import Policy
-from circuit_breakers_training.attack.settings import TARGETS, SoftPromptSettings
-from circuit_breakers_training.attack.setup import attacked_rows
+from circuit_breakers_training.attack.settings import (
+    TARGETS,
+    SearchSettings,
+    SoftPromptSettings,
+)
+from circuit_breakers_training.attack.setup import attacked_rows, set_scene
 from circuit_breakers_training.attack.soft_prompt import (
     Case,
     SoftPrompt,
@@ -153,6 +157,8 @@ def test_a_whole_run_reports_every_target_without_a_word(
             judged = name in ("probe", "both")
             assert (row["score_first"] is None) is not judged
             assert (row["answer_loss_first"] is None) == (row["broken_at"] == 0)
+            # Without a probe nothing trips.
+            assert row["broken_at"] is not None or not row["wanted_last"] or judged
     report = (settings.out / "report.md").read_text()
     assert report.count("| adapter and probe |") == 1
     # Every word of the tiny language that a harmful text has begins so.
@@ -170,6 +176,28 @@ def test_a_whole_run_reports_every_target_without_a_word(
     }
     for one in saved:
         assert one["at"] == again["targets"][one["attack"]]["rows"][one["request"]]["spent"]
+
+
+def test_coherent_is_told_by_benign_answers_at_the_temperature_of_the_attack(
+    settings: SoftPromptSettings,
+) -> None:
+    """Sampled answers surprise a model more than greedy ones, and would all be degenerate."""
+    limits = []
+    for temperature in (0.0, 1.0):
+        search = SearchSettings(
+            artifact=settings.artifact,
+            data=settings.data,
+            out=settings.out,
+            model=settings.model,
+            max_new_tokens=settings.max_new_tokens,
+            backend="transformers",
+            degenerate_share=settings.degenerate_share,
+            url="http://127.0.0.1:1",
+            temperature=temperature,
+        )
+        limits.append(set_scene(search).referee(search, None).limits.max_nats_per_token)
+    greedy, sampled = limits
+    assert sampled > greedy + 0.1
 
 
 def test_requests_are_taken_once_evenly_and_in_their_first_words(data_dir: Path) -> None:

@@ -66,6 +66,11 @@ class AttackSettings:
         check_backend(self.backend)
         check_degenerate_share(self.degenerate_share)
 
+    @property
+    def answer_temperature(self) -> float:
+        """At which answers are written; the benign ones that they are compared with, too."""
+        return 0.0
+
     def to_json(self) -> dict[str, Any]:
         """Settings that decide the results, without paths and secrets."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _PRIVATE}
@@ -118,6 +123,11 @@ class SearchSettings(AttackSettings):
     """Compositions of one generation of the genetic search."""
     concurrency: int = 8
     """Requests that are attacked at once."""
+
+    @property
+    def answer_temperature(self) -> float:
+        """As the base class's: what is sampled surprises a model more than what is greedy."""
+        return self.temperature
 
     def __post_init__(self) -> None:
         """As the base class's."""

@@ -57,7 +57,12 @@ class Scene:
             self.model.path,
             self.model.name,
             ids,
-            Sampling(settings.max_new_tokens, 0.0, settings.seed, pick_backend(settings.backend)),
+            Sampling(
+                settings.max_new_tokens,
+                settings.answer_temperature,
+                settings.seed,
+                pick_backend(settings.backend),
+            ),
             max_model_len=longest,
             title="benign answers",
         )
