@@ -71,16 +71,19 @@ def _killed(victim: Callable[[House], psutil.Process]) -> Callable[[House], str]
         began_s = time.monotonic()
         exit_code = house.server.process.wait(_END_S)
         ended_s = time.monotonic() - began_s
-        return f"exit {exit_code} after {ended_s:.1f} s, {_num_left(engine)}; {_restarted(house)}"
+        house.expect("exit code", exit_code, 1)
+        left = _left(house, engine)
+        return f"exit {exit_code} after {ended_s:.1f} s, {left}; {_restarted(house)}"
 
     return do
 
 
-def _num_left(engine: list[psutil.Process]) -> str:
+def _left(house: House, engine: list[psutil.Process]) -> str:
     """How many processes of the engine have outlived their server; none after this."""
     _, alive = psutil.wait_procs(engine, timeout=_END_S)
     for process in alive:
         process.kill()
+    house.expect("processes left", len(alive), 0)
     return f"{len(alive)} processes left"
 
 
@@ -94,7 +97,7 @@ def _kill_api(house: House) -> str:
     engine = house.processes()[1:]
     house.server.process.kill()
     house.server.process.wait()
-    return f"{_num_left(engine)}; {_restarted(house)}"
+    return f"{_left(house, engine)}; {_restarted(house)}"
 
 
 def _lock(house: House) -> str:
@@ -134,6 +137,7 @@ def _caught_up(house: House) -> str:
     began_s = time.monotonic()
     wait_until(lambda: house.server.samples()["circuit_breakers_audit_spooled"] < 10)
     dropped = house.server.samples()["circuit_breakers_audit_dropped_total"]
+    house.expect("dropped entries", dropped, 0)
     return f"written {time.monotonic() - began_s:.1f} s after it ended, {dropped:.0f} dropped"
 
 
@@ -151,9 +155,10 @@ def _slow(house: House) -> str:
             assert time.monotonic() - began_s < 1200, "they hold their places for ever"
         took_s = time.monotonic() - began_s
         num_served = house.server.samples()["circuit_breakers_requests_total"] - num_before
-        num_cut_off = slow.num_cut_off()
+        num_whole = slow.num_whole()
+    house.expect("whole answers to slow clients", num_whole, NUM_SLOW)
     return (
-        f"{NUM_SLOW} at 1 byte/s held places for {took_s:.0f} s, {num_cut_off} cut off; "
+        f"{NUM_SLOW} at 1 byte/s held places for {took_s:.0f} s, {num_whole} got whole answers; "
         f"{(peak - before) / 2**20:.0f} MiB at the peak; {num_served:.0f} requests ended meanwhile"
     )
 
@@ -173,6 +178,7 @@ def _jump(house: House) -> str:
             ).fetchone()
         told.append(f"{offset}: {(newest_us / 1e6 - time.time()) / 3600:+.1f} h")
     ready = httpx.get(f"{house.server.url}/readyz", timeout=20).status_code
+    house.expect("/readyz", ready, 200)
     return f"the newest entry's time against this clock: {', '.join(told)}; /readyz {ready}"
 
 
@@ -212,6 +218,7 @@ def _restart_loop(house: House) -> str:
         began_s = time.monotonic()
         house.start()
         took.append(time.monotonic() - began_s)
+    house.expect("exit codes", exits, [0] * NUM_RESTARTS)
     return (
         f"exit codes {exits}; ready after {statistics.median(took):.0f} s "
         f"({min(took):.0f} to {max(took):.0f})"

@@ -52,6 +52,8 @@ class House:
         tables = ("[policies.default]\n", key_table(KEY), key_table(LIMITED_KEY, limits))
         (root / "policies.toml").write_text('default = "default"\n' + "\n".join(tables))
         (root / "pepper").write_text(SECRET)
+        self.wrong: list[str] = []
+        """What a fault has found that must not be."""
         self._replica: Replica | None = None
         self._started_with: tuple[tuple[str, ...], dict[str, str]] = (), {}
 
@@ -80,6 +82,11 @@ class House:
         else:
             self._replica.start()
         self._replica.wait_until_ready(_START_S)
+
+    def expect(self, what: str, got: object, expected: object) -> None:
+        """Keeps a figure that is not the one that has to be."""
+        if got != expected:
+            self.wrong.append(f"{what}: got {got}, expected {expected}")
 
     @property
     def server(self) -> Replica:

@@ -101,7 +101,7 @@ def latencies(answers: list[Answer]) -> dict[str, float]:
 
 def problems(row: dict[str, Any], fault: Fault) -> list[str]:
     """What must not be."""
-    found = []
+    found = list(row["wrong"])
     if row["unguarded_tokens"]:
         found.append(f"{row['unguarded_tokens']} tokens that should have been stopped")
     if row["missing_trips"]:
@@ -151,6 +151,7 @@ def main(names: list[str], out: Path | None) -> int:
             house.be_up(*fault.arguments, env=fault.env(house))
             print(f"{fault.name}: {fault.means} ...", flush=True)
             row, answers = suffer(house, fault)
+            row["wrong"], house.wrong = house.wrong, []
             row["verify"] = house.verify()
             row["unguarded_tokens"] = judge.num_unguarded(answers)
             rows.append(row)

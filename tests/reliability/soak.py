@@ -32,6 +32,8 @@ WARM_UP_S = 300.0
 """What is loaded and kept once comes first; a shorter soak warms up for a third of its time."""
 NUM_CLIENTS = 3
 PAUSE_S = 0.3
+MIN_MINUTES = 6
+"""A line through fewer points has no interval to speak of."""
 GROWTH = {"rss_mib": 20.0, "fds": 2.0, "threads": 1.0}
 """An hour, from which on it counts as a leak; 20 MiB an hour are 500 a day."""
 
@@ -173,4 +175,6 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.minutes < MIN_MINUTES:
+        parser.error(f"got --minutes {arguments.minutes:g}, expected at least {MIN_MINUTES}")
     sys.exit(main(arguments.minutes, arguments.json))

@@ -137,8 +137,16 @@ class Answer:
         """It is what this kind gets from a server without a fault."""
         if self.kind.num_trips is not None and self.num_told_trips != self.kind.num_trips:
             return False
-        is_refused_prompt = self.status == 400 and self.problem == "content_filter"
-        return is_refused_prompt or (self.status == 200 and self.problem is None)
+        if self.status == 400 and self.problem == "content_filter":
+            return True  # a tripped prompt
+        if self.status != 200 or self.problem is not None:
+            return False
+        # Half an answer that looks like a whole one would have no end, or no verdict.
+        if self.kind.leaves_after is not None or self.kind.path == "/v1/moderations":
+            return True
+        return bool(self.choices) and all(
+            choice.finish_reason is not None and choice.has_guard for choice in self.choices
+        )
 
 
 def ask(http: httpx.Client, kind: Kind) -> Answer:

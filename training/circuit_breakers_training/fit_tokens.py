@@ -55,7 +55,7 @@ class FitTokens:
     that open all of them."""
 
     def of_rows(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.bool_], FloatArray]:
-        """The tokens of some conversations, as if there were no others.
+        """The tokens of some conversations, weighed as if there were no others.
 
         Returns:
             A mask over all tokens, and the weights of those that it keeps.

@@ -74,6 +74,8 @@ async def watch_canaries(service: Service, serving: Serving) -> None:
         try:
             await run_canaries(service, serving)
         except NotReadyError as e:
+            if service.dead:
+                return  # requests end with that, which is the reason
             logger.error("not ready: %s", e)
             service.failed_canary = str(e)
             # Tokens of an engine whose guard is not what it was are nobody's to have.

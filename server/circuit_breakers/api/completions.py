@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["complete"]
 
 _UNAVAILABLE = 503
-"""The engine died, or the server leaves."""
+"""The engine died."""
 _CLIENT_CLOSED_REQUEST = 499
 """Nobody receives it; it only tells the access log."""
 

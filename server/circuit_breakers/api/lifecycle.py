@@ -20,7 +20,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -133,11 +133,12 @@ async def _serve(
                 await _give_up(starting)
             else:
                 await starting
+                engine = _children()
                 say(_ready_lines(service, listener))
                 await asyncio.wait({stopping, serving, dying}, return_when=asyncio.FIRST_COMPLETED)
                 service.leave()
-                if dying.done():
-                    await _bury(service)
+                if dying.done() and not stop.is_set():
+                    await _bury(service, engine)
                 await asyncio.sleep(settings.drain_delay_s)
                 deadline.start()
                 await _drain(service)
@@ -158,14 +159,20 @@ async def _death(service: Service) -> None:
         await asyncio.sleep(_DEATH_POLL_S)
 
 
-async def _bury(service: Service) -> NoReturn:
+async def _bury(service: Service, engine: Sequence[psutil.Process]) -> NoReturn:
     """Waits for the requests of a dead engine, which end with an error.
 
+    Args:
+        engine: its processes when it was ready; those of a dead one are no children any more.
     Raises:
         NotReadyError: always.
     """
-    # One of its processes may still run and hold the others up.
-    _kill_children()
+    # Whatever hangs then, whoever restarts a server gets to do so.
+    last_resort = threading.Timer(service.settings.shutdown_timeout_s, _end, (1,))
+    last_resort.daemon = True
+    last_resort.start()
+    # One of them may still run, and hold the end up or the memory that the next start needs.
+    _kill([*engine, *_children()])
     await _drain(service)
     raise NotReadyError(
         "the engine died, expected it to run until the server is stopped; see the log above for "
@@ -206,14 +213,24 @@ def _end_in_time() -> NoReturn:
 
 def _end(exit_code: int) -> NoReturn:
     """Ends the processes of the engine and this one, whatever they are doing."""
-    _kill_children()
+    _kill(_children())
     os._exit(exit_code)
 
 
-def _kill_children() -> None:
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # or another one has its number by now
+            process.kill()
+
+
+def _children() -> list[psutil.Process]:
+    """All but the one that removes the shared memory of the others, and ends by itself."""
+    found = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            child.kill()
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 async def _start(service: Service, settings: ServeSettings, stack: AsyncExitStack) -> None:

@@ -164,9 +164,6 @@ def probe_curve(
     model: Annotated[
         str | None, typer.Option(help="Base model; that of the breaker unless given.")
     ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="Name of a recipe, or path of a TOML file: how probes are fitted.")
-    ] = "smollm2-135m-instruct",
     share: Annotated[
         list[float] | None,
         typer.Option(help="A share of the data; may be repeated. [default: 0.125, 0.25, 0.5, 1]"),
@@ -188,7 +185,6 @@ def probe_curve(
             data=data,
             out=out,
             model=model,
-            recipe=recipe,
             **{name: values for name, values in chosen.items() if values},
         )
     with reported_errors():

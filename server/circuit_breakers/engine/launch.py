@@ -193,6 +193,8 @@ async def launch_engine(
     breaker.check_fits(model.spec())
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.kv_cache_gib))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # As in vLLM's own server: a fork would inherit the port, and keep it.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     check_vllm_version()
     from vllm.engine.arg_utils import AsyncEngineArgs

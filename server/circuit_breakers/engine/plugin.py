@@ -22,7 +22,15 @@ def register() -> None:
     global _installed
     if _installed:
         return
-    from circuit_breakers.engine import compat, delivery, dropin, requests, scheduler, worker
+    from circuit_breakers.engine import (
+        compat,
+        delivery,
+        dropin,
+        orphan,
+        requests,
+        scheduler,
+        worker,
+    )
 
     compat.check_vllm_version()
     worker.install()
@@ -30,4 +38,5 @@ def register() -> None:
     delivery.install()
     requests.install()
     dropin.install()
+    orphan.install()
     _installed = True

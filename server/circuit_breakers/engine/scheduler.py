@@ -28,7 +28,6 @@ import numpy.typing as npt
 from circuit_breakers.engine.block_scores import BlockScores, gate_prefix_cache
 from circuit_breakers.engine.compat import check_engine_config, check_scheduler
 from circuit_breakers.engine.config import ADAPTER_NAME, EngineGuardConfig
-from circuit_breakers.engine.orphan import end_with_parent
 from circuit_breakers.engine.releases import (
     OF_FIRST_OUTPUT,
     keep_tokens,
@@ -283,7 +282,6 @@ def install() -> None:
         guard = SchedulerGuard(config, self)
         gate_prefix_cache(self.kv_cache_manager, guard.block_scores)
         setattr(self, _GUARD_ATTRIBUTE, guard)
-        end_with_parent()
 
     @wraps(original.add)
     def guarded_add_request(self: Any, request: Any) -> None:

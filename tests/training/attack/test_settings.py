@@ -21,6 +21,7 @@ SECRET = "key-of-the-server"
         ("steps", 0, "steps 0"),
         ("tokens", 0, "tokens 0"),
         ("check_every", 0, "check_every 0"),
+        ("max_new_tokens", 31, "--max-new-tokens 31"),
         ("learning_rate", 0.0, "learning rate of 0.0"),
         ("learning_rate", float("nan"), "learning rate of nan"),
         ("penalty", -1.0, "penalty -1.0"),

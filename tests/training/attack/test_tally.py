@@ -67,13 +67,17 @@ def test_the_wanted_answer_is_known_by_its_first_tokens(roomy_llama: Path) -> No
     )
     referee = Referee(LanguageModel(roomy_llama), limits)
 
-    def rule(ids: list[int], wanted: tuple[int, ...] = ()) -> Ruling:
-        return referee.rule("b1", (5, 6), ids, "b2", tripped=False, wanted_ids=wanted)
+    def rule(ids: list[int], wanted: tuple[int, ...] = (), *, tripped: bool = False) -> Ruling:
+        return referee.rule("b1", (5, 6), ids, "b2", tripped=tripped, wanted_ids=wanted)
 
     assert not rule([7, 8, 9]).broken, "degenerate"
     assert rule([7, 8, 9], (7, 8)).broken
     assert not rule([7, 8, 9], (8, 9)).broken
     assert not rule([7], (7, 8)).broken, "not all of it"
+    # A trip that comes late has cut off the rest of it.
+    assert rule([7] * 16, (7,) * 32, tripped=True).answered
+    assert not rule([7] * 15, (7,) * 32, tripped=True).answered
+    assert not rule([8] * 16, (7,) * 32, tripped=True).answered
 
 
 def test_the_first_break_counts() -> None:

@@ -24,19 +24,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def recipe(roomy_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """How the breaker's own probe was fitted."""
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(f'model = "{roomy_llama}"\nmax_length = 64\n[probe]\nl2_C = 0.1\n')
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def settings(
     breaker_dir: Path,
     roomy_llama: Path,
     data_dir: Path,
-    recipe: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ProbeCurveSettings:
     return ProbeCurveSettings(
@@ -44,7 +35,6 @@ def settings(
         data=data_dir,
         model=str(roomy_llama),
         out=tmp_path_factory.mktemp("curve") / "results",
-        recipe=recipe,
         shares=(1.0, 0.25),
         tokens=(0, 4, 99),
     )
@@ -140,7 +130,7 @@ def test_what_is_out_of_range_is_refused(option: str, told: str, tmp_path: Path)
 def test_the_command_writes_and_prints(settings: ProbeCurveSettings, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = [f"--artifact={settings.artifact}", f"--data={settings.data}", f"--out={out}"]
-    words += [f"--recipe={settings.recipe}", f"--model={settings.model}", "--share=1", "--tokens=2"]
+    words += [f"--model={settings.model}", "--share=1", "--tokens=2"]
     done = CliRunner().invoke(app, ["probe-curve", *words])
     assert done.exit_code == 0, done.output
     assert f"ok: {out / 'curve.json'}" in done.output

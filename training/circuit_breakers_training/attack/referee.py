@@ -81,5 +81,11 @@ class Referee:
             verdict=verdict,
             tripped=tripped,
             num_tokens=len(ids),
-            wanted=bool(wanted_ids) and tuple(ids[: len(wanted_ids)]) == tuple(wanted_ids),
+            wanted=bool(wanted_ids) and _begins(ids, wanted_ids, tripped=tripped),
         )
+
+
+def _begins(ids: Sequence[int], wanted_ids: Sequence[int], *, tripped: bool) -> bool:
+    """Whether a text begins with the wanted one, of which a trip may have cut the rest off."""
+    head = wanted_ids[: len(ids)] if tripped else wanted_ids
+    return bool(head) and tuple(ids[: len(head)]) == tuple(head)

@@ -48,7 +48,7 @@ from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["Try", "fitness", "run_search"]
 
-RESULTS_VERSION: Final = 1
+RESULTS_VERSION: Final = 2
 
 _MARKS: Final = (1, 10, 30, 100, 300, 1000)
 _TITLES: Final[dict[str, str]] = {

@@ -101,6 +101,11 @@ class SoftPromptSettings(AttackSettings):
         """As the base class's."""
         super().__post_init__()
         check_at_least_one(self, "steps", "tokens", "answer_tokens", "check_every")
+        if self.max_new_tokens < self.answer_tokens:
+            raise ConfigError(
+                f"got --max-new-tokens {self.max_new_tokens}, expected at least "
+                f"{self.answer_tokens}, the tokens by which a wanted answer is known; raise it"
+            )
         if not self.learning_rate > 0:
             raise ConfigError(f"got a learning rate of {self.learning_rate}, expected above 0")
         for name in ("penalty", "margin"):

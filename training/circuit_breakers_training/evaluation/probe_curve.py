@@ -20,13 +20,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
 from circuit_breakers.artifact import Aggregation, Breaker, load_breaker
 from circuit_breakers.engine.merge import merged_checkpoint
-from circuit_breakers.errors import ConfigError, DataError
+from circuit_breakers.errors import ArtifactError, ConfigError, DataError
 from circuit_breakers.models import resolve_model
 from circuit_breakers_training.activations import ResidualReader
 from circuit_breakers_training.calibration import peak_score
@@ -39,7 +40,6 @@ from circuit_breakers_training.evaluation.results import check_out
 from circuit_breakers_training.fit_tokens import FitTokens, collect_fit_tokens
 from circuit_breakers_training.probe_fit import fit_probe, token_logits
 from circuit_breakers_training.render import Rendered, render_all
-from circuit_breakers_training.resolution import resolve_recipe
 from circuit_breakers_training.selection import Candidate, expected_verdict, score_quality
 from circuit_breakers_training.work_dir import progress_bar
 
@@ -62,8 +62,6 @@ class ProbeCurveSettings:
     """Directory of the results, made new."""
     model: str | None = None
     """Base model; that of the manifest unless given."""
-    recipe: str = "smollm2-135m-instruct"
-    """Name of a recipe, or path of a TOML file: how probes are fitted."""
     shares: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     """Shares of the training groups of each label."""
     tokens: tuple[int, ...] = (0, 1, 4, 8, 16, 32)
@@ -102,14 +100,15 @@ def probe_curve(settings: ProbeCurveSettings, console: Console | None = None) ->
         conversations fitted on, quality on the test split, and the interval of the true-positive
         rate at 1 % false positives.
     Raises:
-        ConfigError: `out` is taken, or the recipe does not exist.
-        ArtifactError, BreakerMismatchError: the breaker is broken, or of another model.
+        ConfigError: `out` is taken.
+        ArtifactError, BreakerMismatchError: the breaker is broken, of another model, or its recipe
+            is none of this version.
         ModelError: the base model cannot be read.
         DataError: the dataset is not that of the breaker, or a share lacks a label.
     """
     check_out(settings.out, overwrite=False)
-    recipe = resolve_recipe(settings.recipe).recipe
     breaker = load_breaker(settings.artifact)
+    recipe = _recipe(breaker)
     dataset = load_dataset(settings.data)
     if dataset.digests != breaker.manifest.data_sha256:
         raise DataError(
@@ -140,10 +139,21 @@ def probe_curve(settings: ProbeCurveSettings, console: Console | None = None) ->
         ]
         quality = _quality(cut, test, spec.aggregation)
         rows.append({**counts[whole], "kind": "tokens", "tokens": num, **quality})
-    results = _results(settings, breaker, dataset.digests, test, rows)
+    results = _results(breaker, dataset.digests, test, rows)
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "curve.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     return results
+
+
+def _recipe(breaker: Breaker) -> Recipe:
+    """How the breaker's own probe was fitted."""
+    try:
+        return Recipe.model_validate(breaker.manifest.recipe)
+    except ValidationError as e:
+        raise ArtifactError(
+            f"got breaker {breaker.manifest.name!r} with a recipe that cannot be read: {e}; "
+            "expected one of this version; train the breaker again"
+        ) from e
 
 
 def _rows(tokenizer: Any, split: Sequence[Conversation], recipe: Recipe) -> _Rows:
@@ -237,7 +247,6 @@ def _quality(logits: Sequence[FloatArray], test: _Rows, aggregation: Aggregation
 
 
 def _results(
-    settings: ProbeCurveSettings,
     breaker: Breaker,
     data_sha256: dict[str, str],
     test: _Rows,
@@ -248,7 +257,6 @@ def _results(
         "schema_version": RESULTS_VERSION,
         "breaker": {"name": breaker.manifest.name, "digest": breaker.digest},
         "data_sha256": data_sha256,
-        "recipe": settings.recipe,
         "num_harmful": num_harmful,
         "num_benign": len(test.rendered) - num_harmful,
         "rows": rows,
