@@ -79,11 +79,11 @@ class VllmServer:
         return {name: float(value) for name, value in samples}
 
     def stop(self) -> None:
+        self.openai.close()
+        self.http.close()
         if self.process.poll() is not None:
             return
         children = psutil.Process(self.process.pid).children(recursive=True)
-        self.openai.close()
-        self.http.close()
         self.process.terminate()
         try:
             self.process.wait(60)
@@ -346,4 +346,4 @@ def test_a_dead_engine_breaks_streams_off_and_ends_the_server(vllm_server: VllmS
         *_, error, done = lines
     assert json.loads(error.removeprefix("data: "))["error"]["code"] == "engine_dead"
     assert done == "data: [DONE]"
-    vllm_server.process.wait(60)
+    assert vllm_server.process.wait(60) == 0, "as vLLM has it; serve of ours says 1"
