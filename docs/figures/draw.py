@@ -17,8 +17,8 @@ import numpy as np
 
 from circuit_breakers.artifact.manifest import Aggregation
 from circuit_breakers.guard.aggregation import aggregate
-from circuit_breakers_training.calibration import fpr_upper_bound, num_trips_allowed
-from circuit_breakers_training.objective import coefficients
+from circuit_breakers_training.adapter.objective import coefficients
+from circuit_breakers_training.probe.calibration import fpr_upper_bound, num_trips_allowed
 
 __all__ = ["figures"]
 

@@ -15,7 +15,7 @@ from circuit_breakers.models import resolve_model
 from circuit_breakers.policies.policy_file import load_policy_file
 from circuit_breakers.policies.tightening import parse_guard_request
 from circuit_breakers_training.data.jsonl import read_conversations
-from circuit_breakers_training.resolution import resolve_recipe
+from circuit_breakers_training.recipes.resolution import resolve_recipe
 
 __all__ = ["PARSERS"]
 

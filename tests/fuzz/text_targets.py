@@ -23,9 +23,9 @@ from circuit_breakers.policies.policy_book import PolicyBook
 from circuit_breakers.policies.policy_file import LoadedFile, PolicyFile, load_policy_file
 from circuit_breakers.policies.served_policy import ServedPolicy
 from circuit_breakers.policies.tightening import GuardRequest, loosenings
-from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.gate.rows import load_bars
-from circuit_breakers_training.resolution import resolve_recipe
+from circuit_breakers_training.recipes.config import Recipe
+from circuit_breakers_training.recipes.resolution import resolve_recipe
 
 from ..server.policies.manifests import manifest
 from .artifact_targets import scratch

@@ -223,7 +223,7 @@ def write_word_tokenizer(out: Path, vocab_size: int) -> None:
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "circuit_breakers_training.resolution", None)
+    monkeypatch.setitem(sys.modules, "circuit_breakers_training.recipes.resolution", None)
     result = runner.invoke(app, ["train", "--out", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert "pip install 'circuit-breakers[train]'" in result.stderr

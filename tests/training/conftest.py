@@ -30,9 +30,14 @@ from transformers import (
 )
 
 from circuit_breakers.artifact import Aggregation
-from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, ProbeRecipe, Recipe
 from circuit_breakers_training.data.dataset import SCHEMA_VERSION, write_dataset
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message
+from circuit_breakers_training.recipes.config import (
+    LoraRecipe,
+    ObjectiveRecipe,
+    ProbeRecipe,
+    Recipe,
+)
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"

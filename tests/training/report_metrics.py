@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from circuit_breakers_training.calibration import fpr_upper_bound
-from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.probe.calibration import fpr_upper_bound
+from circuit_breakers_training.recipes.config import Recipe
 
 __all__ = ["full_metrics", "plain_metrics", "rate"]
 

@@ -9,7 +9,7 @@ from circuit_breakers_training.batches import (
     padded_batch,
     plan_steps,
 )
-from circuit_breakers_training.config import Tokens
+from circuit_breakers_training.recipes.config import Tokens
 from circuit_breakers_training.render import Rendered
 
 from .architectures import random_rows

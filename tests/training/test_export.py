@@ -8,8 +8,8 @@ import pytest
 from circuit_breakers.artifact import Aggregation, Calibration, OperatingPoint, ProbeSpec
 from circuit_breakers.errors import CalibrationError
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message
-from circuit_breakers_training.evaluate import ScoredConversation
 from circuit_breakers_training.export import pick_canaries, provable
+from circuit_breakers_training.probe.evaluate import ScoredConversation
 
 PROBE = ProbeSpec(
     name="layer1",

@@ -16,12 +16,13 @@ from circuit_breakers.artifact import load_breaker
 from circuit_breakers.engine.merge import merged_checkpoint
 from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers.models import resolve_model
-from circuit_breakers_training import probe_stages, stages
-from circuit_breakers_training.config import DataRecipe, Recipe
+from circuit_breakers_training import stages
 from circuit_breakers_training.pipeline import run_training
+from circuit_breakers_training.probe import stages as probe_stages
+from circuit_breakers_training.recipes.config import DataRecipe, Recipe
+from circuit_breakers_training.recipes.resolution import resolve_recipe
 from circuit_breakers_training.render import PLAIN_TEMPLATE, load_tokenizer, render_prompt
 from circuit_breakers_training.report import rebuild_report
-from circuit_breakers_training.resolution import resolve_recipe
 from circuit_breakers_training.run_log import read_metrics
 
 from .two_processes import launch

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from circuit_breakers.errors import CalibrationError, ConfigError, ModelError
-from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.pipeline import breaker_name, run_training
+from circuit_breakers_training.recipes.config import Recipe
 
 from .two_processes import launch
 

@@ -7,8 +7,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import is_deepspeed_available
 
 from circuit_breakers.errors import ConfigError
-from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.processes import Processes
+from circuit_breakers_training.recipes.config import Recipe
 
 RECIPE = Recipe(model="tiny", precision="fp32")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from circuit_breakers_training.config import LoraRecipe, ObjectiveRecipe, Recipe
 from circuit_breakers_training.data.jsonl import Conversation
+from circuit_breakers_training.recipes.config import LoraRecipe, ObjectiveRecipe, Recipe
 
 __all__ = ["GPT2", "LLAMA", "Conversations"]
 

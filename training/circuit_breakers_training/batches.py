@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit_breakers_training.config import Tokens
-from circuit_breakers_training.packing import MATMUL_MAX_LENGTH, PackedLayout, pack_lengths
+from circuit_breakers_training.adapter.packing import MATMUL_MAX_LENGTH, PackedLayout, pack_lengths
+from circuit_breakers_training.recipes.config import Tokens
 from circuit_breakers_training.render import Rendered
 
 __all__ = [

@@ -14,9 +14,9 @@ from circuit_breakers.artifact import Canary, Message, ProbeSpec
 from circuit_breakers.errors import CalibrationError
 from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers_training.data.jsonl import Conversation
-from circuit_breakers_training.evaluate import ScoredConversation
+from circuit_breakers_training.probe.evaluate import ScoredConversation
+from circuit_breakers_training.probe.selection import expected_verdict
 from circuit_breakers_training.render import ChatMessage
-from circuit_breakers_training.selection import expected_verdict
 
 __all__ = ["NUM_CANARIES", "pick_canaries", "provable"]
 

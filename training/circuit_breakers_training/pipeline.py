@@ -28,25 +28,26 @@ from circuit_breakers.artifact.store import CHAT_TEMPLATE
 from circuit_breakers.engine.merge import check_mergeable
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.models import resolve_model
-from circuit_breakers_training.calibration import num_trips_allowed
-from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.adapter.trainer import AdapterResult
 from circuit_breakers_training.data.dataset import load_dataset
 from circuit_breakers_training.environment import describe_environment, machine_text
-from circuit_breakers_training.evaluate import evaluate_probe, roc_points
 from circuit_breakers_training.evaluation.held_out import DIGESTS_FILE, digests_file
 from circuit_breakers_training.export import pick_canaries, provable
-from circuit_breakers_training.long_context import extrapolated_rates
-from circuit_breakers_training.probe_stages import (
+from circuit_breakers_training.probe.calibration import num_trips_allowed
+from circuit_breakers_training.probe.evaluate import evaluate_probe, roc_points
+from circuit_breakers_training.probe.long_context import extrapolated_rates
+from circuit_breakers_training.probe.selection import expected_verdict
+from circuit_breakers_training.probe.stages import (
     calibrate_probe,
     choose_probe,
     measure_long,
     score_splits,
 )
 from circuit_breakers_training.processes import Processes
+from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.render import PLAIN_TEMPLATE, load_tokenizer
 from circuit_breakers_training.report import log_columns, report_files
 from circuit_breakers_training.run_log import peak_rss_mib, read_metrics
-from circuit_breakers_training.selection import expected_verdict
 from circuit_breakers_training.stages import (
     Row,
     Run,
@@ -55,7 +56,6 @@ from circuit_breakers_training.stages import (
     render_splits,
     train,
 )
-from circuit_breakers_training.trainer import AdapterResult
 from circuit_breakers_training.work_dir import WorkDir
 
 __all__ = ["breaker_name", "run_training"]

@@ -24,7 +24,7 @@ from accelerate.utils import (
 
 from accelerate import Accelerator
 from circuit_breakers.errors import ConfigError
-from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.recipes.config import Recipe
 
 __all__ = ["Processes"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from circuit_breakers.errors import DataError, ModelError
-from circuit_breakers_training.config import ChatTemplate
 from circuit_breakers_training.data.jsonl import Conversation
+from circuit_breakers_training.recipes.config import ChatTemplate
 
 __all__ = [
     "PLAIN_TEMPLATE",

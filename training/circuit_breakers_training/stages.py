@@ -2,7 +2,7 @@
 
 Each takes what earlier ones made and returns plain values, kept in the run's working directory.
 
-Those of the probe are in probe_stages.py.
+Those of the probe are in probe/stages.py.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from rich.console import Console
 
 from circuit_breakers.engine.merge import merge_adapter, merge_key
 from circuit_breakers.models import ResolvedModel
-from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.adapter.trainer import AdapterResult, TrainingRows, train_adapter
 from circuit_breakers_training.data.build import build_dataset
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.fluency import LanguageModel, perplexities
 from circuit_breakers_training.processes import Processes
+from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.render import Rendered, render_all, render_prompt
-from circuit_breakers_training.trainer import AdapterResult, TrainingRows, train_adapter
 from circuit_breakers_training.work_dir import WorkDir, json_digest, progress_bar
 
 __all__ = [

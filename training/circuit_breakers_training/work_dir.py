@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from circuit_breakers.errors import ConfigError
-from circuit_breakers_training.checkpoint import write_atomically
+from circuit_breakers_training.adapter.checkpoint import write_atomically
 from circuit_breakers_training.run_log import peak_rss_mib
 
 __all__ = ["WorkDir", "json_digest", "progress_bar"]

@@ -195,7 +195,7 @@ def bench_train(
 
         from circuit_breakers.models import resolve_model
 
-        resolution = import_extra("circuit_breakers_training.resolution", extra="train")
+        resolution = import_extra("circuit_breakers_training.recipes.resolution", extra="train")
         overrides = []
         if model is not None:
             overrides.append(resolution.Override(field="model", value=model, flag="--model"))

@@ -53,8 +53,8 @@ def train(
     if out is None and not dry_run:
         raise typer.BadParameter("expected a directory, or --dry-run", param_hint="--out")
     with reported_errors():
-        resolution = import_extra("circuit_breakers_training.resolution", extra="train")
-        recipe_files = import_extra("circuit_breakers_training.recipe_files", extra="train")
+        resolution = import_extra("circuit_breakers_training.recipes.resolution", extra="train")
+        recipe_files = import_extra("circuit_breakers_training.recipes.files", extra="train")
     with reported_errors(exit_code=2):
         overrides = [resolution.parse_override(text) for text in settings or []]
     if model is not None:
@@ -88,8 +88,8 @@ def train(
 
 
 def _show_dry_run(resolution: Any, source: str, overrides: list[Any], data: Path | None) -> None:
-    planning = import_extra("circuit_breakers_training.dry_run", extra="train")
-    skeleton = import_extra("circuit_breakers_training.skeleton", extra="train")
+    planning = import_extra("circuit_breakers_training.recipes.dry_run", extra="train")
+    skeleton = import_extra("circuit_breakers_training.recipes.skeleton", extra="train")
     import torch
 
     resolved = resolution.resolve_recipe(source, overrides, find_model=skeleton.local_model_dir)
@@ -109,7 +109,7 @@ def _show_dry_run(resolution: Any, source: str, overrides: list[Any], data: Path
 def recipes() -> None:
     """List the recipes that come with the package."""
     with reported_errors():
-        recipe_files = import_extra("circuit_breakers_training.recipe_files", extra="train")
+        recipe_files = import_extra("circuit_breakers_training.recipes.files", extra="train")
         from rich.console import Console
         from rich.table import Table
 

@@ -22,7 +22,7 @@ from circuit_breakers_training.bench.arms import OURS, PUBLISHED, chosen_arms, m
 from circuit_breakers_training.bench.loops import LossValues
 from circuit_breakers_training.bench.peak import peak_memory
 from circuit_breakers_training.bench.rows import bench_rows, row_facts
-from circuit_breakers_training.config import LoraRecipe, Recipe
+from circuit_breakers_training.recipes.config import LoraRecipe, Recipe
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(

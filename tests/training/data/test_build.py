@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from circuit_breakers.errors import DataError, ModelError
-from circuit_breakers_training.config import ChatTemplate
 from circuit_breakers_training.data.build import BuiltDataset, build_dataset
 from circuit_breakers_training.data.dataset import load_dataset
 from circuit_breakers_training.data.generate import Backend, Request, open_generator
 from circuit_breakers_training.data.jsonl import Conversation
+from circuit_breakers_training.recipes.config import ChatTemplate
 
 MODEL = "smollm2-135m-instruct"
 

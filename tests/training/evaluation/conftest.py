@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from circuit_breakers.artifact import Aggregation
-from circuit_breakers_training.config import LoraRecipe, ProbeRecipe, Recipe
 from circuit_breakers_training.data.dataset import SCHEMA_VERSION, write_dataset
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message
 from circuit_breakers_training.pipeline import run_training
+from circuit_breakers_training.recipes.config import LoraRecipe, ProbeRecipe, Recipe
 
 NUM_TEST = {"benign": 66, "harmful": 12}
 """66 is a few more than the 59 that a degenerate share of 5 % needs."""

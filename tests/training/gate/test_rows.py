@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from circuit_breakers.errors import ConfigError
-from circuit_breakers_training.calibration import min_conversations
 from circuit_breakers_training.gate.rows import Bar, Row, load_bars, share_row
+from circuit_breakers_training.probe.calibration import min_conversations
 
 
 @pytest.mark.parametrize(

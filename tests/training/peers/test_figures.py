@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from circuit_breakers.errors import CalibrationError, DataError, EvaluationError
-from circuit_breakers_training.calibration import fpr_upper_bound
 from circuit_breakers_training.evaluation.rates import clopper_pearson
 from circuit_breakers_training.peers.figures import (
     Looks,
@@ -20,6 +19,7 @@ from circuit_breakers_training.peers.figures import (
     figures,
     one_thread,
 )
+from circuit_breakers_training.probe.calibration import fpr_upper_bound
 from circuit_breakers_training.report.numbers import auroc_interval
 
 from .conftest import make_case, scores

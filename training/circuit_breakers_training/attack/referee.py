@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 
-from circuit_breakers_training.evaluate import EARLY_TOKENS
 from circuit_breakers_training.evaluation.degeneration import DegenerateLimits, measure_fluency
 from circuit_breakers_training.evaluation.judges import Verdict, judge
 from circuit_breakers_training.fluency import LanguageModel, Loss
+from circuit_breakers_training.probe.evaluate import EARLY_TOKENS
 from circuit_breakers_training.render import Rendered
 
 __all__ = ["Referee", "Ruling"]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from circuit_breakers.errors import ConfigError
+from circuit_breakers_training.adapter.streams import Shortcuts
 from circuit_breakers_training.bench.loops import Loop, OurLoop, PublishedLoop, PublishedOptions
-from circuit_breakers_training.config import Recipe
-from circuit_breakers_training.streams import Shortcuts
+from circuit_breakers_training.recipes.config import Recipe
 
 __all__ = ["ARMS", "OURS", "PUBLISHED", "Arm", "chosen_arms", "make_loop"]
 

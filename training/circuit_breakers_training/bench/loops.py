@@ -22,20 +22,20 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from circuit_breakers_training.batch_losses import batch_losses, count_tokens
-from circuit_breakers_training.batches import pad_rows
-from circuit_breakers_training.bench.rows import BenchRows
-from circuit_breakers_training.blocks import cut_blocks, decoder_blocks
-from circuit_breakers_training.config import Recipe, Tokens
-from circuit_breakers_training.lora import add_adapter
-from circuit_breakers_training.objective import (
+from circuit_breakers_training.adapter.batch_losses import batch_losses, count_tokens
+from circuit_breakers_training.adapter.lora import add_adapter
+from circuit_breakers_training.adapter.objective import (
     coefficients,
     cosines,
     retain_errors_absolute,
     retain_errors_relative,
 )
+from circuit_breakers_training.adapter.streams import ALL_SHORTCUTS, Shortcuts, Streams
+from circuit_breakers_training.batches import pad_rows
+from circuit_breakers_training.bench.rows import BenchRows
+from circuit_breakers_training.blocks import cut_blocks, decoder_blocks
+from circuit_breakers_training.recipes.config import Recipe, Tokens
 from circuit_breakers_training.render import Rendered
-from circuit_breakers_training.streams import ALL_SHORTCUTS, Shortcuts, Streams
 
 __all__ = ["Loop", "LossValues", "OurLoop", "PublishedLoop", "PublishedOptions", "StepTime"]
 

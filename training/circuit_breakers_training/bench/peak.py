@@ -14,7 +14,7 @@ import torch
 from circuit_breakers.errors import NotReadyError
 from circuit_breakers_training.bench.arms import make_loop
 from circuit_breakers_training.bench.rows import bench_rows
-from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.run_log import peak_rss_mib
 
 __all__ = ["Peak", "peak_memory"]

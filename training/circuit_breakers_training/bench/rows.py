@@ -13,9 +13,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.jsonl import Message
 from circuit_breakers_training.data.prompt_lists import twin_pairs
+from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.render import Rendered, render_prompt
 
 __all__ = ["BenchRows", "RowFacts", "bench_rows", "row_facts"]

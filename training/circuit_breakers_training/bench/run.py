@@ -27,7 +27,7 @@ from circuit_breakers_training.bench.arms import OURS, PUBLISHED, make_loop
 from circuit_breakers_training.bench.loops import Loop, LossValues, StepTime
 from circuit_breakers_training.bench.peak import Peak, peak_memory
 from circuit_breakers_training.bench.rows import BenchRows, RowFacts, bench_rows, row_facts
-from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.recipes.config import Recipe
 
 __all__ = ["ArmTimes", "BenchReport", "BenchSettings", "Exactness", "bench_training"]
 

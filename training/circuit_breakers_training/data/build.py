@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from circuit_breakers.models import ResolvedModel, resolve_model
-from circuit_breakers_training.config import ChatTemplate
 from circuit_breakers_training.data import prompt_lists
 from circuit_breakers_training.data.dataset import (
     SCHEMA_VERSION,
@@ -34,6 +33,7 @@ from circuit_breakers_training.data.responses import (
     write_responses,
 )
 from circuit_breakers_training.data.split import SPLITS
+from circuit_breakers_training.recipes.config import ChatTemplate
 from circuit_breakers_training.render import set_chat_template
 
 __all__ = ["BuiltDataset", "build_dataset"]

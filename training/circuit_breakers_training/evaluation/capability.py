@@ -19,8 +19,8 @@ from circuit_breakers.errors import ConfigError, DataError, EvaluationError
 from circuit_breakers_training.data.dataset import Dataset
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.fluency import LanguageModel, perplexities
+from circuit_breakers_training.probe.selection import expected_verdict
 from circuit_breakers_training.render import render_all
-from circuit_breakers_training.selection import expected_verdict
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["benign_answers", "benign_perplexity", "check_lm_eval", "run_lm_eval"]

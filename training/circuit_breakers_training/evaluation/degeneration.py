@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from circuit_breakers.errors import CalibrationError
-from circuit_breakers_training.calibration import fpr_upper_bound, min_conversations
 from circuit_breakers_training.fluency import Loss
+from circuit_breakers_training.probe.calibration import fpr_upper_bound, min_conversations
 
 __all__ = [
     "DegenerateLimits",

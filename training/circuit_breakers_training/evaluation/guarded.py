@@ -17,9 +17,9 @@ from circuit_breakers.errors import EvaluationError
 from circuit_breakers.guard.breaker import StreamBreaker
 from circuit_breakers.guard.decision import Trip
 from circuit_breakers.guard.policy import Policy
-from circuit_breakers_training.activations import ResidualReader
 from circuit_breakers_training.evaluation.completions import Completion
-from circuit_breakers_training.probe_fit import token_logits
+from circuit_breakers_training.probe.activations import ResidualReader
+from circuit_breakers_training.probe.fit import token_logits
 
 __all__ = ["Guarded", "guard_completions", "guard_stream"]
 

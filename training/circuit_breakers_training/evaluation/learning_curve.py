@@ -25,7 +25,7 @@ from rich.table import Table
 from circuit_breakers.engine.merge import merge_adapter
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.models import ResolvedModel, resolve_model
-from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.adapter.trainer import TrainingRows, train_adapter
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.generate import Backend, pick_backend
 from circuit_breakers_training.data.jsonl import Conversation
@@ -43,9 +43,9 @@ from circuit_breakers_training.evaluation.settings import EvaluationSettings
 from circuit_breakers_training.evaluation.sides import judge_texts, reference_limits
 from circuit_breakers_training.evaluation.suites import Attempt, build_attempts, reference_attempts
 from circuit_breakers_training.fluency import LanguageModel
-from circuit_breakers_training.resolution import Override, parse_override, resolve_recipe
+from circuit_breakers_training.recipes.config import Recipe
+from circuit_breakers_training.recipes.resolution import Override, parse_override, resolve_recipe
 from circuit_breakers_training.stages import training_rows
-from circuit_breakers_training.trainer import TrainingRows, train_adapter
 
 __all__ = [
     "CurveSettings",

@@ -16,20 +16,20 @@ from typing import Any, Final
 import numpy as np
 
 from circuit_breakers.artifact import ProbeSpec
-from circuit_breakers_training.calibration import peak_score
 from circuit_breakers_training.data.jsonl import Conversation, Message, default_group
-from circuit_breakers_training.evaluate import (
-    ScoredConversation,
-    evaluate_probe,
-    roc_points,
-)
 from circuit_breakers_training.evaluation.completions import Completion
 from circuit_breakers_training.evaluation.guarded import Guarded
 from circuit_breakers_training.evaluation.judges import Verdict
 from circuit_breakers_training.evaluation.llm_judge import LlmVerdict
 from circuit_breakers_training.evaluation.rates import rate
 from circuit_breakers_training.evaluation.suites import SUITES, Attempt
-from circuit_breakers_training.selection import score_quality
+from circuit_breakers_training.probe.calibration import peak_score
+from circuit_breakers_training.probe.evaluate import (
+    ScoredConversation,
+    evaluate_probe,
+    roc_points,
+)
+from circuit_breakers_training.probe.selection import score_quality
 
 __all__ = ["SIDES", "Outcome", "Side", "probe_metrics", "row_json", "suite_roc", "summarise"]
 

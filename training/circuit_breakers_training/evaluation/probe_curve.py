@@ -29,18 +29,18 @@ from circuit_breakers.artifact import Aggregation, Breaker, load_breaker
 from circuit_breakers.engine.merge import merged_checkpoint
 from circuit_breakers.errors import ArtifactError, ConfigError, DataError
 from circuit_breakers.models import resolve_model
-from circuit_breakers_training.activations import ResidualReader
-from circuit_breakers_training.calibration import peak_score
-from circuit_breakers_training.config import Recipe
 from circuit_breakers_training.data.dataset import load_dataset
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.evaluation.learning_curve import in_share
 from circuit_breakers_training.evaluation.rates import rate
 from circuit_breakers_training.evaluation.results import check_out
-from circuit_breakers_training.fit_tokens import FitTokens, collect_fit_tokens
-from circuit_breakers_training.probe_fit import fit_probe, token_logits
+from circuit_breakers_training.probe.activations import ResidualReader
+from circuit_breakers_training.probe.calibration import peak_score
+from circuit_breakers_training.probe.fit import fit_probe, token_logits
+from circuit_breakers_training.probe.fit_tokens import FitTokens, collect_fit_tokens
+from circuit_breakers_training.probe.selection import Candidate, expected_verdict, score_quality
+from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.render import Rendered, render_all
-from circuit_breakers_training.selection import Candidate, expected_verdict, score_quality
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["ProbeCurveSettings", "print_probe_curve", "probe_curve"]

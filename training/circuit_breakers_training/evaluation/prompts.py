@@ -17,7 +17,7 @@ from circuit_breakers_training.data.dataset import Dataset
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message
 from circuit_breakers_training.data.plan import REWORDED_SOURCES
 from circuit_breakers_training.data.sources import SourceSpec, locate, read_evaluation_rows
-from circuit_breakers_training.selection import expected_verdict
+from circuit_breakers_training.probe.selection import expected_verdict
 
 __all__ = [
     "LOOK_ALIKE_SOURCES",

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.data.generate import Backend
-from circuit_breakers_training.evaluate import EARLY_TOKENS
 from circuit_breakers_training.evaluation.capability import check_lm_eval
 from circuit_breakers_training.evaluation.suites import DEFAULT_SUITES
+from circuit_breakers_training.probe.evaluate import EARLY_TOKENS
 
 __all__ = [
     "EvaluationSettings",

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from circuit_breakers.errors import EvaluationError
 from circuit_breakers.remote_server import Answer, RemoteServer
-from circuit_breakers_training.evaluate import EARLY_TOKENS
 from circuit_breakers_training.evaluation.suites import Attempt
 from circuit_breakers_training.gate.target import ServedModel, Target, ask_each
+from circuit_breakers_training.probe.evaluate import EARLY_TOKENS
 
 __all__ = ["CHAT", "Reply", "ask_guarded", "ask_unguarded", "chat_body", "harmful_canary"]
 

@@ -9,12 +9,12 @@ from typing import Final
 
 import numpy as np
 
-from circuit_breakers_training.calibration import fpr_upper_bound
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.gate.rows import Row, share_row
 from circuit_breakers_training.gate.target import Target, ask_each
+from circuit_breakers_training.probe.calibration import fpr_upper_bound
+from circuit_breakers_training.probe.selection import Verdict, expected_verdict, score_quality
 from circuit_breakers_training.report.numbers import auroc_interval
-from circuit_breakers_training.selection import Verdict, expected_verdict, score_quality
 
 __all__ = ["detection"]
 

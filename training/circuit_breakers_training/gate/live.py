@@ -17,7 +17,6 @@ from typing import Final
 import numpy as np
 
 from circuit_breakers.errors import EvaluationError
-from circuit_breakers_training.evaluate import EARLY_TOKENS
 from circuit_breakers_training.evaluation.judges import Verdict
 from circuit_breakers_training.evaluation.package_templates import TEMPLATE_PACKAGES
 from circuit_breakers_training.evaluation.rates import rate
@@ -25,6 +24,7 @@ from circuit_breakers_training.evaluation.suites import Attempt, build_attempts
 from circuit_breakers_training.gate.asking import Reply, ask_guarded, ask_unguarded
 from circuit_breakers_training.gate.rows import Bar, NotRun, Row, share_row
 from circuit_breakers_training.gate.target import Target
+from circuit_breakers_training.probe.evaluate import EARLY_TOKENS
 
 __all__ = ["ATTACKS", "attack", "direct", "over_refusal"]
 

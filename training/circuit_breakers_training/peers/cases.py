@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 from circuit_breakers.errors import DataError
-from circuit_breakers_training.calibration import min_conversations, num_trips_allowed
 from circuit_breakers_training.data.dataset import Dataset
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.evaluation.suites import evenly
+from circuit_breakers_training.probe.calibration import min_conversations, num_trips_allowed
+from circuit_breakers_training.probe.selection import expected_verdict
 from circuit_breakers_training.render import Rendered, render_all
-from circuit_breakers_training.selection import expected_verdict
 
 __all__ = ["Case", "Cases", "Way", "gather_cases", "look_points"]
 

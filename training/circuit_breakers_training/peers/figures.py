@@ -23,13 +23,13 @@ from sklearn.metrics import roc_curve
 from threadpoolctl import threadpool_limits
 
 from circuit_breakers.errors import EvaluationError
-from circuit_breakers_training.calibration import calibrate
-from circuit_breakers_training.evaluate import trip_rate
 from circuit_breakers_training.evaluation.rates import Rate, rate
 from circuit_breakers_training.evaluation.suites import evenly
 from circuit_breakers_training.peers.cases import Case
+from circuit_breakers_training.probe.calibration import calibrate
+from circuit_breakers_training.probe.evaluate import trip_rate
+from circuit_breakers_training.probe.selection import score_quality
 from circuit_breakers_training.report.numbers import auroc_interval
-from circuit_breakers_training.selection import score_quality
 
 __all__ = ["Leak", "Looks", "Row", "Threshold", "calibrated", "cpu_ms", "figures", "one_thread"]
 

@@ -17,7 +17,6 @@ from circuit_breakers.artifact import Breaker
 from circuit_breakers.errors import EvaluationError
 from circuit_breakers.guard.aggregation import aggregate
 from circuit_breakers.guard.policy import Policy
-from circuit_breakers_training.activations import ResidualReader
 from circuit_breakers_training.data.jsonl import Message
 from circuit_breakers_training.evaluation.completions import Completion
 from circuit_breakers_training.evaluation.guarded import guard_completions, guard_stream
@@ -28,7 +27,8 @@ from circuit_breakers_training.fluency import LanguageModel
 from circuit_breakers_training.gate.judging import Judge
 from circuit_breakers_training.peers.cases import Case
 from circuit_breakers_training.peers.figures import Looks, cpu_ms
-from circuit_breakers_training.probe_fit import probe_logits
+from circuit_breakers_training.probe.activations import ResidualReader
+from circuit_breakers_training.probe.fit import probe_logits
 from circuit_breakers_training.render import render_prompt
 
 __all__ = ["Answers", "ModelAsJudge", "ProbeCost", "probe_cost", "probe_looks", "written_answers"]

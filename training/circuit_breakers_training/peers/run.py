@@ -16,7 +16,6 @@ from circuit_breakers.artifact import Breaker, Calibration, load_breaker
 from circuit_breakers.engine.merge import merged_checkpoint
 from circuit_breakers.models import ResolvedModel, resolve_model
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
-from circuit_breakers_training.evaluate import trip_rate
 from circuit_breakers_training.evaluation.held_out import check_held_out
 from circuit_breakers_training.evaluation.prompts import dataset_prompts
 from circuit_breakers_training.evaluation.rates import rate
@@ -39,6 +38,7 @@ from circuit_breakers_training.peers.model_guards import (
 )
 from circuit_breakers_training.peers.settings import GuardsSettings
 from circuit_breakers_training.peers.text_guards import TEXT_GUARDS, Score, TextGuard
+from circuit_breakers_training.probe.evaluate import trip_rate
 from circuit_breakers_training.render import load_tokenizer
 from circuit_breakers_training.work_dir import progress_bar
 

@@ -23,7 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from circuit_breakers_training.peers.cases import Case, Way
-from circuit_breakers_training.selection import best_candidate, score_quality
+from circuit_breakers_training.probe.selection import best_candidate, score_quality
 
 __all__ = ["TEXT_GUARDS", "Score", "TextGuard"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from circuit_breakers_training.config import Recipe
+from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.report.document import Block, Paragraph, Section, Table
 from circuit_breakers_training.report.numbers import flat_fields
 
