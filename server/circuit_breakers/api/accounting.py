@@ -89,7 +89,9 @@ class RequestRecord:
         self._error_code = error.code
         if error.guard is not None:
             in_answer = error.guard.phase == "completion"
-            self.finish("tripped_completion" if in_answer else "tripped_prompt")
+            by_report: Outcome = "tripped_completion" if in_answer else "tripped_prompt"
+            # The report is of the first trip, which may be one that was only observed.
+            self.finish(self._trip_outcome() or by_report)
         else:
             self.finish("rejected" if error.status < 500 else "error")
 

@@ -41,5 +41,6 @@ def settings(
         learning_rate=0.05,
         check_every=2,
         max_new_tokens=6,
+        answer_tokens=6,
         backend="transformers",
     )

@@ -108,6 +108,7 @@ def test_candidates_come_in_the_order_of_layers_and_aggregations() -> None:
         aggregations=(MAX, MEAN),
         harmful_N=harmful_N,
         weight_N=np.ones(60, np.float32),
+        row_N=np.arange(60),
     )
     candidates = list(fit_candidates(tokens, [(5,), (8,), (5, 8)], inverse_l2=0.1))
     assert [(c.layers, c.aggregation) for c in candidates] == [
