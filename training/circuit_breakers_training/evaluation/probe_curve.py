@@ -131,14 +131,14 @@ def probe_curve(settings: ProbeCurveSettings, console: Console | None = None) ->
         {**count, **_quality([x_TP[:, at] for x_TP in logits], test, spec.aggregation)}
         for at, count in enumerate(counts)
     ]
-    whole = counts.index(_largest(counts))
+    # The last probe is that of all data and layers.
     for num in settings.tokens:
         cut = [
-            x_TP[: row.num_prompt_tokens + num, whole]
+            x_TP[: row.num_prompt_tokens + num, -1]
             for x_TP, row in zip(logits, test.rendered, strict=True)
         ]
         quality = _quality(cut, test, spec.aggregation)
-        rows.append({**counts[whole], "kind": "tokens", "tokens": num, **quality})
+        rows.append({**counts[-1], "kind": "tokens", "tokens": num, **quality})
     results = _results(breaker, dataset.digests, test, rows)
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "curve.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
@@ -174,13 +174,14 @@ def _fitted(
     aggregation: Aggregation,
     console: Console | None,
 ) -> tuple[list[dict[str, Any]], list[Candidate]]:
-    """What each probe was fitted on, and the probes."""
+    """What each probe was fitted on, and the probes; that of all data and layers is the last."""
     layers = tuple(reader.layers)
     wanted = [("data", share, layers) for share in sorted(settings.shares)]
     if len(layers) > 1:
         wanted += [("layers", 1.0, (layer,)) for layer in layers]
     wanted.append(("layers", 1.0, layers))
-    counts, probes = [], []
+    harmful = train.harmful
+    counts, probes = [], {}
     # Not in the system's place for temporary files, which may be memory.
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=settings.out.parent, prefix="fit-tokens-") as directory:
@@ -188,7 +189,7 @@ def _fitted(
             tokens = collect_fit_tokens(
                 reader,
                 train.rendered,
-                train.harmful,
+                harmful,
                 directory=Path(directory),
                 aggregations=(aggregation,),
                 tokens_per_conversation=recipe.probe.tokens_per_conversation,
@@ -198,8 +199,10 @@ def _fitted(
         with progress_bar(console, "fitting probes", len(wanted)) as progress:
             for kind, share, its_layers in wanted:
                 rows = [i for i, c in enumerate(train.conversations) if in_share(c, share)]
-                probes.append(_fit(tokens, rows, its_layers, aggregation, recipe))
-                num_harmful = sum(train.harmful[i] for i in rows)
+                # That of all data is also that of all layers.
+                if (share, its_layers) not in probes:
+                    probes[share, its_layers] = _fit(tokens, rows, its_layers, aggregation, recipe)
+                num_harmful = sum(harmful[i] for i in rows)
                 counts.append(
                     {
                         "kind": kind,
@@ -210,7 +213,7 @@ def _fitted(
                     }
                 )
                 progress(1)
-    return counts, probes
+    return counts, [probes[share, its_layers] for _, share, its_layers in wanted]
 
 
 def _fit(
@@ -229,11 +232,6 @@ def _fit(
         num_layers=len(layers),
     )
     return Candidate(layers, aggregation, weights)
-
-
-def _largest(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The probe of all data and layers."""
-    return next(c for c in reversed(counts) if c["kind"] == "layers")
 
 
 def _quality(logits: Sequence[FloatArray], test: _Rows, aggregation: Aggregation) -> dict[str, Any]:
