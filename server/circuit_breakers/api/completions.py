@@ -202,9 +202,8 @@ async def _open(
         result = await serving.start(call)
     except ApiError as error:
         act_on_prompt(session, served, call, may_refuse=False)
-        if (report := session.stopped) is not None and error.status != _UNAVAILABLE:
-            # Tool calls that broke off, which vLLM could not read.
-            raise stopped(report) from None
+        if (trip := _trip_behind(error, session)) is not None:
+            raise trip from None
         if error.status < 500 and session.num_delivered_tokens:
             raise unreadable_answer() from None
         raise
@@ -226,6 +225,17 @@ async def _open(
         await result.aclose()
         raise
     return _OpenStream(first, result)
+
+
+def _trip_behind(error: ApiError, session: GuardSession) -> ApiError | None:
+    """The trip that broke an answer off, as tool calls that vLLM could not read for it.
+
+    None where there was none, or where the client may try again, which it has to know whatever
+    became of another choice.
+    """
+    if (report := session.stopped) is None or error.status == _UNAVAILABLE:
+        return None
+    return stopped(report)
 
 
 class _Delivery:
@@ -260,10 +270,7 @@ class _Delivery:
         except ApiError as broken:
             self._record.break_off()
             await self._record.settle()
-            error = broken
-            # Who may try again has to know it, whatever became of another choice.
-            if (report := self._session.stopped) and broken.status != _UNAVAILABLE:
-                error = stopped(report)
+            error = _trip_behind(broken, self._session) or broken
             yield self._call.format.error_event(error, num_events)
 
     def fail(self) -> None:
