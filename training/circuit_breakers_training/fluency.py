@@ -21,7 +21,7 @@ from circuit_breakers.hardware import quick_dtype
 from circuit_breakers_training.batches import pad_rows
 from circuit_breakers_training.render import Rendered
 
-__all__ = ["LanguageModel", "Loss", "perplexities"]
+__all__ = ["LanguageModel", "Loss", "perplexities", "perplexity"]
 
 _TOKENS_PER_BATCH = 1024
 """Logits of a vocabulary of 50,000 take 200 MB in float32."""
@@ -108,11 +108,14 @@ class LanguageModel:
         ]
 
 
+def perplexity(losses: Sequence[Loss]) -> float:
+    """Of all responses together: exp of the mean loss of a token."""
+    return math.exp(math.fsum(of.nats for of in losses) / sum(of.num_tokens for of in losses))
+
+
 def perplexities(losses: Sequence[Loss], strata: Sequence[str]) -> dict[str, float]:
-    """Perplexity of all responses of each stratum: exp of the mean loss of a token."""
-    nats: dict[str, float] = defaultdict(float)
-    num_tokens: dict[str, int] = defaultdict(int)
+    """Perplexity of all responses of each stratum."""
+    by_stratum: dict[str, list[Loss]] = defaultdict(list)
     for loss, stratum in zip(losses, strata, strict=True):
-        nats[stratum] += loss.nats
-        num_tokens[stratum] += loss.num_tokens
-    return {name: math.exp(nats[name] / num_tokens[name]) for name in sorted(nats)}
+        by_stratum[stratum].append(loss)
+    return {name: perplexity(of) for name, of in sorted(by_stratum.items())}

@@ -202,3 +202,15 @@ def test_loss_that_is_not_finite_stops_the_run(
             recipe, model_dir=tiny_llama, rows=TrainingRows(**conversations), out=tmp_path
         )
     assert all(math.isfinite(e["loss"]) for e in read_metrics(tmp_path / "metrics.jsonl"))
+
+
+def test_an_adapter_that_reroutes_nothing_stops_the_run_at_half(
+    tiny_llama: Path, conversations: Conversations, tmp_path: Path
+) -> None:
+    lora = LLAMA.lora.model_copy(update={"b_init_std": 1e-4})
+    recipe = LLAMA.model_copy(update={"steps": 24, "learning_rate": 1e-9, "lora": lora})
+    rows = TrainingRows(**conversations)
+    with pytest.raises(ConfigError, match=r"after 12 of 24 steps .* reroutes nothing: .* lower"):
+        train_adapter(recipe, model_dir=tiny_llama, rows=rows, out=tmp_path)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 12
+    assert not (tmp_path / "adapter").exists()

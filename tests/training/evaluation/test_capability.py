@@ -15,8 +15,10 @@ from circuit_breakers_training.evaluation.capability import (
     benign_answers,
     benign_perplexity,
     check_lm_eval,
+    compare_losses,
     run_lm_eval,
 )
+from circuit_breakers_training.fluency import Loss
 
 
 def test_answers_are_benign_and_limited_by_source(data_dir: Path) -> None:
@@ -39,9 +41,28 @@ def test_a_model_has_no_change_against_itself(tiny_llama: Path, data_dir: Path) 
         measured = found["perplexity"][stratum]
         # A random model over 80 words is about as surprised as by chance.
         assert 40 < measured["base"] < 400
-        assert measured["adapter_change"] == 0
+        assert measured["adapter_change"] == measured["adapter_change_of_rest"] == 0
+        assert measured["adapter_doubled"] == 0
     logs = {s: math.log(found["perplexity"][s]["base"]) for s in found["perplexity"]}
     assert min(logs["topic"], logs["twin"]) < logs["all"] < max(logs["topic"], logs["twin"])
+
+
+def test_one_broken_answer_is_told_from_a_change_of_all() -> None:
+    base = [Loss(20.0, 10), Loss(10.0, 10), Loss(30.0, 10)]
+    one_broken = [Loss(20.1, 10), Loss(40.0, 10), Loss(30.1, 10)]
+    found = compare_losses({"base": base, "adapter": one_broken})
+    assert found["base"] == pytest.approx(math.exp(2))
+    assert found["adapter_change"] == pytest.approx(math.exp(30.2 / 30) - 1)
+    assert found["adapter_doubled"] == 1
+    assert found["adapter_change_of_rest"] == pytest.approx(math.exp(0.2 / 20) - 1)
+
+    all_a_little = [Loss(of.nats + 6, 10) for of in base]
+    found = compare_losses({"base": base, "adapter": all_a_little})
+    assert found["adapter_doubled"] == 0
+    assert found["adapter_change_of_rest"] == found["adapter_change"] == pytest.approx(0.822, 1e-3)
+
+    found = compare_losses({"base": base[1:2], "adapter": one_broken[1:2]})
+    assert (found["adapter_doubled"], found["adapter_change_of_rest"]) == (1, None)
 
 
 def test_answers_that_do_not_fit_are_a_failure(tiny_llama: Path, data_dir: Path) -> None:

@@ -25,15 +25,25 @@ def test_capability_alone_has_no_plots() -> None:
     suites = {
         "capability": {
             "kind": "capability",
-            "num_conversations": {"all": 9},
-            "perplexity": {"all": {"base": 2.0, "adapter": 2.1, "adapter_change": 0.05}},
+            "num_conversations": {"all": 9, "twin": 1},
+            "perplexity": {
+                "all": {
+                    **{"base": 2.0, "adapter": 2.1, "adapter_change": 0.05},
+                    **{"adapter_doubled": 1, "adapter_change_of_rest": 0.002},
+                },
+                "twin": {
+                    **{"base": 2.0, "adapter": 6.0, "adapter_change": 2.0},
+                    **{"adapter_doubled": 1, "adapter_change_of_rest": None},
+                },
+            },
         },
         "lm-eval": {"kind": "capability", "limit": 7, "tasks": tasks},
     }
     files = result_files({**EMPTY, "suites": suites}, [], [])
     assert set(files) == {"results.json", "report.md"}
     report = files["report.md"].decode()
-    assert "| all | 9 | 2.00 | 2.10 | +5.0% |" in report
+    assert "| all | 9 | 2.00 | 2.10 | +5.0% | 1 | +0.2% |" in report
+    assert "| twin | 1 | 2.00 | 6.00 | +200.0% | 1 |  |" in report
     assert "| arc | acc | 0.2500 | 0.2400 |" in report
     assert "**Overlap with training is unknown**" in report
     assert "## Attack success" not in report

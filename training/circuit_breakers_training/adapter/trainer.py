@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -43,6 +44,10 @@ from circuit_breakers_training.run_log import RunLog, peak_rss_mib, read_metrics
 __all__ = ["AdapterResult", "TrainingRows", "train_adapter"]
 
 logger = logging.getLogger(__name__)
+
+_PINNED_STEPS = 10
+_PINNED_COSINE = 0.999
+"""Lowest cosine of that many steps in a row above which an adapter counts as doing nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,7 @@ def train_adapter(
         console: where a progress bar goes; none means no progress bar.
     Raises:
         ConfigError: `out` belongs to a run with other settings or data, the recipe does not fit
-            the model, or the loss is no longer finite.
+            the model, the loss is no longer finite, or half of the steps rerouted nothing.
         DataError: a kind of conversation is missing or cannot be rendered.
         ModelError: the model cannot be loaded or has no chat template.
     """
@@ -197,6 +202,7 @@ def _run_steps(
     log = None
     if processes.is_main:
         log = RunLog(out / "metrics.jsonl", steps=recipe.steps, done=done, console=console)
+    recent: deque[float] = deque(maxlen=_PINNED_STEPS)
     with log or nullcontext():
         for step in range(done, recipe.steps):
             rows = plan[step]
@@ -209,12 +215,33 @@ def _run_steps(
             )
             if log is not None:
                 log.step(entry)
+            recent.append(entry["reroute_cosine"])
+            if step + 1 == recipe.steps // 2:
+                _check_not_pinned(recipe, step + 1, recent)
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
                 tensors = model.whole_state()
                 if processes.is_main:
                     save_checkpoint(
                         checkpoint_path, run_digest=digest, step=step + 1, tensors=tensors
                     )
+
+
+def _check_not_pinned(recipe: Recipe, step: int, cosines: Sequence[float]) -> None:
+    """Pass if the adapter has left the identity, as far as the latest steps show.
+
+    A retain loss that outweighs the reroute loss in the first steps shrinks the adapter to nothing,
+    where the slope of the cosine is nothing, too: no later step gets it away.
+    """
+    if len(cosines) < _PINNED_STEPS or min(cosines) < _PINNED_COSINE:
+        return
+    objective = recipe.objective
+    raise ConfigError(
+        f"after {step} of {recipe.steps} steps the adapter reroutes nothing: cosine of adapted and "
+        f"base states of harmful responses is {min(cosines):.5f}, expected below "
+        f"{_PINNED_COSINE}; lower objective.retain_weight (now {objective.retain_weight}), or "
+        f"raise objective.retain_smoothing (now {objective.retain_smoothing}) or learning_rate "
+        f"(now {recipe.learning_rate}), and train into another output directory"
+    )
 
 
 def _write_adapter(model: ParallelStreams, directory: Path, base_name: str) -> None:

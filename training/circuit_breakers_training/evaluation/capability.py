@@ -18,12 +18,18 @@ from rich.console import Console
 from circuit_breakers.errors import ConfigError, DataError, EvaluationError
 from circuit_breakers_training.data.dataset import Dataset
 from circuit_breakers_training.data.jsonl import Conversation
-from circuit_breakers_training.fluency import LanguageModel, perplexities
+from circuit_breakers_training.fluency import LanguageModel, Loss, perplexity
 from circuit_breakers_training.probe.selection import expected_verdict
 from circuit_breakers_training.render import render_all
 from circuit_breakers_training.work_dir import progress_bar
 
-__all__ = ["benign_answers", "benign_perplexity", "check_lm_eval", "run_lm_eval"]
+__all__ = [
+    "benign_answers",
+    "benign_perplexity",
+    "check_lm_eval",
+    "compare_losses",
+    "run_lm_eval",
+]
 
 
 def benign_answers(dataset: Dataset | None, *, limit: int) -> list[Conversation]:
@@ -53,6 +59,10 @@ def benign_perplexity(
 ) -> dict[str, Any]:
     """Perplexity of benign answers, by source and over all, of each model.
 
+    An adapter that takes a benign conversation for a harmful one breaks its answer and leaves the
+    others alone, so one mean hides what users see: answers whose own perplexity more than doubles
+    are counted, and the change of all others is given beside the change of all.
+
     Args:
         models: checkpoints by name; the first one is the base.
         max_length: tokens of a conversation that are read.
@@ -60,7 +70,7 @@ def benign_perplexity(
         EvaluationError: no answer fits, or a loss is not finite.
     """
     strata: list[str] = []
-    result: dict[str, dict[str, float]] = {}
+    losses_of: dict[str, list[Loss]] = {}
     for name, path in models.items():
         model = LanguageModel(path)
         rendered = render_all(model.tokenizer, answers, max_length=max_length)
@@ -77,27 +87,43 @@ def benign_perplexity(
                 f"got a loss of model {name!r} that is not finite, expected "
                 "numbers; check the checkpoint and its dtype"
             )
-        result[name] = {
-            **perplexities(losses, strata),
-            **perplexities(losses, ["all"] * len(losses)),
-        }
-    base, *others = result
+        losses_of[name] = losses
+    indices = {s: [i for i, of in enumerate(strata) if of == s] for s in sorted(set(strata))}
+    indices["all"] = list(range(len(strata)))
     return {
-        "num_conversations": {
-            **{source: strata.count(source) for source in sorted(set(strata))},
-            "all": len(strata),
-        },
+        "num_conversations": {stratum: len(chosen) for stratum, chosen in indices.items()},
         "perplexity": {
-            stratum: {
-                **{name: values[stratum] for name, values in result.items()},
-                **{
-                    f"{name}_change": result[name][stratum] / result[base][stratum] - 1
-                    for name in others
-                },
-            }
-            for stratum in result[base]
+            stratum: compare_losses({n: [of[i] for i in chosen] for n, of in losses_of.items()})
+            for stratum, chosen in indices.items()
         },
     }
+
+
+def compare_losses(losses_of: Mapping[str, Sequence[Loss]]) -> dict[str, float | None]:
+    """Perplexities of the same answers by each model, and how those after the first differ.
+
+    Args:
+        losses_of: losses by model, in the same order of answers; the first model is the base.
+    Returns:
+        for each model its perplexity, and for each other one `_change` against the base's,
+        `_doubled`, the answers whose own perplexity more than doubles, and `_change_of_rest`,
+        which is None where no other answers are left.
+    """
+    (_, base_losses), *others = losses_of.items()
+    found: dict[str, float | None] = {name: perplexity(of) for name, of in losses_of.items()}
+    for name, losses in others:
+        rest = [
+            pair
+            for pair in zip(losses, base_losses, strict=True)
+            if perplexity(pair[:1]) <= 2 * perplexity(pair[1:])
+        ]
+        found[f"{name}_change"] = perplexity(losses) / perplexity(base_losses) - 1
+        found[f"{name}_doubled"] = len(losses) - len(rest)
+        found[f"{name}_change_of_rest"] = None
+        if rest:
+            ours, bases = zip(*rest, strict=True)
+            found[f"{name}_change_of_rest"] = perplexity(ours) / perplexity(bases) - 1
+    return found
 
 
 def check_lm_eval(tasks: Sequence[str]) -> None:

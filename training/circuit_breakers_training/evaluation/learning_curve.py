@@ -274,13 +274,16 @@ def print_curve(results: Mapping[str, Any]) -> None:
             "cosine benign",
             "harmful",
             "perplexity",
+            "doubled",
         ),
         *_SUITES,
         title="harmful requests answered on the subject, after training on so many conversations",
     )
     for row in results["rows"]:
-        facts = [""] * 8
+        facts = [""] * 9
         if "steps" in row:
+            perplexity = row["benign_perplexity"]["perplexity"]["all"]
+            num_answers = row["benign_perplexity"]["num_conversations"]["all"]
             facts = [
                 str(row["num_harmful"]),
                 str(row["num_benign"]),
@@ -289,7 +292,8 @@ def print_curve(results: Mapping[str, Any]) -> None:
                 f"{row['seconds']:.0f}",
                 f"{row['benign_cosine']:.3f}",
                 f"{row['harmful_cosine']:.3f}",
-                f"{row['benign_perplexity']['perplexity']['all']['adapter_change']:+.1%}",
+                f"{perplexity['adapter_change']:+.1%}",
+                f"{perplexity['adapter_doubled']}/{num_answers}",
             ]
         suites = [f"{row['suites'][s]['count']}/{row['suites'][s]['num']}" for s in _SUITES]
         table.add_row(row["variant"], *facts, *suites)

@@ -219,10 +219,17 @@ def _capability(r: _Json) -> str:
                 f"{p['base']:.2f}",
                 f"{p['adapter']:.2f}",
                 f"{p['adapter_change']:+.1%}",
+                str(p["adapter_doubled"]),
+                ""
+                if p["adapter_change_of_rest"] is None
+                else f"{p['adapter_change_of_rest']:+.1%}",
             )
             for stratum, p in found["perplexity"].items()
         ]
-        header = ("held-out benign answers", "number", "base", "with adapter", "change")
+        header = (
+            *("held-out benign answers", "number", "base", "with adapter", "change"),
+            *("answers where it more than doubles", "change of the others"),
+        )
         parts += ["Perplexity:", "", _table(header, rows)]
     if (found := r["suites"].get("lm-eval")) is not None:
         tasks = [
