@@ -16,6 +16,7 @@ from rich.console import Console
 
 from circuit_breakers.engine.merge import merge_adapter, merge_key
 from circuit_breakers.models import ResolvedModel
+from circuit_breakers_training.adapter.retain_set import retain_set
 from circuit_breakers_training.adapter.trainer import AdapterResult, TrainingRows, train_adapter
 from circuit_breakers_training.data.build import build_dataset
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
@@ -117,11 +118,11 @@ def render_splits(run: Run, dataset: Dataset) -> dict[str, list[Row]]:
     return splits
 
 
-def training_rows(dataset: Dataset) -> TrainingRows:
+def training_rows(dataset: Dataset, recipe: Recipe) -> TrainingRows:
     """What the adapter is trained and checked on."""
     heldout = _few_of_each_source(dataset.test)
     return TrainingRows(
-        retain=[c for c in dataset.train if c.label == "benign"],
+        retain=retain_set(dataset.train, recipe),
         harmful=[c for c in dataset.train if c.label == "harmful"],
         heldout_retain=[c for c in heldout if c.label == "benign"],
         heldout_harmful=[c for c in heldout if c.label == "harmful"],
@@ -132,7 +133,7 @@ def train(run: Run, dataset: Dataset) -> AdapterResult:
     """The adapter; goes on from its own checkpoints. Every process takes part."""
     digest = json_digest([run.recipe.training_digest(), dataset.digests])
     out = run.work.path / f"adapter-{digest[:12]}"
-    rows = training_rows(dataset)
+    rows = training_rows(dataset, run.recipe)
 
     results: list[AdapterResult] = []
 

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from circuit_breakers.errors import DataError
+from circuit_breakers_training.adapter.retain_set import retain_set
 from circuit_breakers_training.data.dataset import SCHEMA_VERSION, write_dataset
 from circuit_breakers_training.data.split import SPLITS
-from circuit_breakers_training.recipes.config import DataRecipe, LoraRecipe, ProbeRecipe, Recipe
+from circuit_breakers_training.recipes.config import (
+    DataRecipe,
+    LoraRecipe,
+    ObjectiveRecipe,
+    ProbeRecipe,
+    Recipe,
+)
 from circuit_breakers_training.recipes.dry_run import DryRun, dry_run
 
 from ..conftest import make_conversations
@@ -81,7 +89,28 @@ def test_given_data_are_counted_and_measured(tiny_llama: Path, data_dir: Path) -
     assert planned.max_tokens_per_step == 8 * planned.data.max_tokens
     assert planned.shape.memory.activations < plan(tiny_llama).shape.memory.activations
     assert "data, train" in planned.describe()
-    assert "5 with a blank prompt, 0 cut at max_length, 0 left out" in planned.describe()
+    assert (
+        "0 refusals not retained, 5 with a blank prompt, 0 cut at max_length, 0 left out"
+        in planned.describe()
+    )
+
+
+def test_refusals_that_are_not_retained_are_counted(tiny_llama: Path, tmp_path: Path) -> None:
+    splits = {name: make_conversations("benign", 4, i) for i, name in enumerate(SPLITS)}
+    refused = replace(splits["train"][0], kind="refusal")
+    splits["train"][0] = refused
+    splits["train"] += make_conversations("harmful", 3, 9)
+    write_dataset(tmp_path / "data", splits, {"schema_version": SCHEMA_VERSION})
+    for retained, num_left_out in ((True, 0), (False, 1)):
+        objective = ObjectiveRecipe(retain_refusals=retained)
+        recipe = RECIPE.model_copy(update={"objective": objective})
+        planned = plan(tiny_llama, recipe, tmp_path / "data")
+        assert planned.data is not None
+        assert planned.data.num_refusals_left_out == num_left_out
+        assert f"{num_left_out} refusals not retained" in planned.describe()
+    rows = [*splits["train"]]
+    assert retain_set(rows, recipe) == [c for c in rows if c.label == "benign" and c != refused]
+    assert refused in retain_set(rows, RECIPE)
 
 
 def test_conversations_that_do_not_fit_are_counted(tiny_llama: Path, data_dir: Path) -> None:

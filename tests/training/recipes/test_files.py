@@ -67,10 +67,12 @@ def test_every_recipe_fits_its_model(
 
 
 @pytest.mark.parametrize(
-    ("name", "alpha", "blank_prompt_share"),
-    [("llama3-8b-instruct", 10.0, 0.5), ("mistral-7b-instruct-v0.2", 5.0, 0.0)],
+    ("name", "alpha", "blank_prompt_share", "refusals"),
+    [("llama3-8b-instruct", 10.0, 0.5, True), ("mistral-7b-instruct-v0.2", 5.0, 0.0, False)],
 )
-def test_published_values(name: str, alpha: float, blank_prompt_share: float) -> None:
+def test_published_values(
+    name: str, alpha: float, blank_prompt_share: float, refusals: bool
+) -> None:
     """arXiv 2406.04313, appendix on training, and its reference implementation's defaults.
 
     hidden_states[10] and [20] there are the outputs of blocks 9 and 19.
@@ -83,6 +85,7 @@ def test_published_values(name: str, alpha: float, blank_prompt_share: float) ->
     objective = recipe.objective
     assert (objective.alpha, objective.retain, objective.retain_weight) == (alpha, "absolute", 1.0)
     assert (objective.retain_layers, objective.reroute_tokens) == ("all", "all")
+    assert objective.retain_refusals is refusals
     assert (recipe.steps, recipe.batch_size, recipe.max_length) == (150, 16, 1024)
     assert (recipe.learning_rate, recipe.schedule) == (1e-4, "constant")
     assert recipe.data.blank_prompt_share == blank_prompt_share

@@ -209,7 +209,7 @@ def _row(
     judge: _Judge,
     console: Console | None,
 ) -> dict[str, Any]:
-    rows = _share_of(training_rows(dataset), variant.data_share)
+    rows = _share_of(training_rows(dataset, recipe), variant.data_share)
     slug = hashlib.sha256(
         json.dumps([recipe.training_digest(), dataset.digests, variant.data_share]).encode()
     ).hexdigest()[:12]

@@ -83,6 +83,10 @@ class ObjectiveRecipe(_Frozen):
     """Blocks whose output is retained; "all" is the paper's, and can be cheated: the target layers
     may break for every input while the mean over all layers still looks good."""
     retain_tokens: Tokens = "all"
+    retain_refusals: bool = True
+    """Whether written refusals of harmful requests are retained. For models that refuse; to another
+    one they are foreign texts behind the very requests whose answers are rerouted, and set the two
+    losses against each other."""
     reroute_tokens: Tokens = "response"
     """Template tokens are the same in benign and harmful conversations, and a causal model cannot
     tell them apart: rerouting "all" (the paper's choice) sets the two losses against each other."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.adapter.blank_prompts import blank_prompts
+from circuit_breakers_training.adapter.retain_set import retain_set
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.split import SPLITS
 from circuit_breakers_training.recipes.config import Recipe
@@ -24,6 +25,8 @@ class DataSummary:
 
     counts: Mapping[str, Mapping[str, int]]
     """Conversations by split, then by "label: source"."""
+    num_refusals_left_out: int
+    """Benign training conversations that the recipe does not retain."""
     num_blanked: int
     """Harmful training conversations whose last user turn would be blank."""
     num_truncated: int
@@ -145,7 +148,7 @@ def _summary(recipe: Recipe, model_dir: Path, dataset: Dataset) -> DataSummary:
         names = Counter(f"{c.label}: {c.source}" for c in getattr(dataset, split))
         counts[split] = dict(sorted(names.items()))
     tokenizer = load_tokenizer(model_dir, recipe.chat_template)
-    benign = [c for c in dataset.train if c.label == "benign"]
+    benign = retain_set(dataset.train, recipe)
     blanked = blank_prompts(
         [c for c in dataset.train if c.label == "harmful"],
         share=recipe.data.blank_prompt_share,
@@ -155,8 +158,10 @@ def _summary(recipe: Recipe, model_dir: Path, dataset: Dataset) -> DataSummary:
     rendered = render_all(
         tokenizer, [*benign, *blanked.conversations], max_length=recipe.max_length
     )
+    num_refusals = sum(c.label == "benign" for c in dataset.train) - len(benign)
     return DataSummary(
         counts=counts,
+        num_refusals_left_out=num_refusals,
         num_blanked=blanked.num_blanked,
         num_truncated=rendered.num_truncated,
         num_dropped=rendered.num_dropped,
@@ -178,8 +183,9 @@ def _data_rows(recipe: Recipe, data: DataSummary | None) -> list[tuple[str, str]
         for split, parts in data.counts.items()
     ]
     lost = (
-        f"training conversations: {data.num_blanked} with a blank prompt, {data.num_truncated} cut "
-        f"at max_length, {data.num_dropped} left out"
+        f"training conversations: {data.num_refusals_left_out} refusals not retained, "
+        f"{data.num_blanked} with a blank prompt, {data.num_truncated} cut at max_length, "
+        f"{data.num_dropped} left out"
     )
     return [*rows, ("", lost)]
 
