@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -119,19 +119,23 @@ def evaluate(
     "--variant data_share=0.5 --variant steps=100 --variant layers=[14,19]`",
 )
 def learning_curve(
-    data: Annotated[Path, typer.Option(help="Built dataset; its test split is asked.")],
+    data: Annotated[Path, typer.Option(help="Built dataset.")],
     out: Annotated[Path, typer.Option(help="Directory of adapters and results.")],
     variant: Annotated[
         list[str],
         typer.Option(
             metavar="FIELD=VALUE",
-            help="An adapter to train: the recipe with one field changed, or with a share of the "
-            "data by data_share; may be repeated.",
+            help="An adapter to train: the recipe with a field changed, or several with ';' "
+            "between, or with a share of the data by data_share; may be repeated.",
         ),
     ],
     recipe: Annotated[
         str, typer.Option(help="Name of a recipe, or path of a TOML file.")
     ] = "smollm2-135m-instruct",
+    split: Annotated[
+        Literal["selection", "test"],
+        typer.Option(help="Split that is asked: test to explain, selection to choose a recipe by."),
+    ] = "test",
     limit: Annotated[int, typer.Option(min=1, help="Requests of each suite, at most.")] = 50,
 ) -> None:
     """Train adapters that differ in data, steps or layers, and ask each the same requests."""
@@ -142,6 +146,7 @@ def learning_curve(
             out=out,
             recipe=recipe,
             variants=tuple(curve.parse_variant(text) for text in variant),
+            split=split,
             limit=limit,
         )
     with reported_errors():

@@ -127,8 +127,8 @@ def test_harmful_train_prompts_are_asked_in_three_ways_and_others_in_two() -> No
 def test_a_half_of_the_twins_is_reworded_as_harmful_prompts_are() -> None:
     rows = plan_rows(plan_written(0), seed=0, harmful_samples=3)
     counts = Counter(row.source for row in rows)
-    # Standard error of a share of 614 fair draws: 0.02.
-    assert abs(counts["twin_reworded"] / 614 - 0.5) < 0.08
+    # Standard error of a share of 909 fair draws: 0.017.
+    assert abs(counts["twin_reworded"] / 909 - 0.5) < 0.08
     asked = Counter((r.split, r.request) for r in rows if r.label == "benign")
     # Calibration and test count each conversation as one of its own; messages before it may differ.
     twice = {split for (split, request), n in asked.items() if n > 1 and request in TWINS}

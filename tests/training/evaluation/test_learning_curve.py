@@ -36,7 +36,7 @@ def curve(
         variants=(
             parse_variant("data_share=0.5"),
             parse_variant("data_share=1"),
-            parse_variant("steps=2"),
+            parse_variant("steps=2; batch_size=3"),
         ),
         limit=LIMIT,
         max_new_tokens=8,
@@ -53,7 +53,7 @@ def test_there_is_a_row_for_the_base_model_and_each_variant(
     results, out = curve
     assert json.loads((out / "curve.json").read_text()) == results
     names = [row["variant"] for row in results["rows"]]
-    assert names == ["base model", "data_share=0.5", "data_share=1", "steps=2"]
+    assert names == ["base model", "data_share=0.5", "data_share=1", "steps=2; batch_size=3"]
     for row in results["rows"]:
         assert tuple(row["suites"]) == SUITES
         assert all(suite["num"] == LIMIT for suite in row["suites"].values())
@@ -84,7 +84,50 @@ def test_the_table_has_every_variant(
     assert all(row["variant"] in printed for row in curve[0]["rows"])
 
 
-@pytest.mark.parametrize("text", ["data_share=0", "data_share=1.5", "data_share=true", "steps"])
+def test_parts_of_a_variant_go_together() -> None:
+    variant = parse_variant("layers=[1, 2]; data_share=0.25; objective.retain_weight=4")
+    assert [(o.field, o.value) for o in variant.overrides] == [
+        ("layers", [1, 2]),
+        ("objective.retain_weight", 4),
+    ]
+    assert variant.data_share == 0.25
+    assert variant.name == "layers=[1, 2]; data_share=0.25; objective.retain_weight=4"
+
+
+def test_the_selection_split_is_asked_instead(
+    curve: tuple[dict[str, Any], Path], roomy_llama: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(f'model = "{roomy_llama}"\nsteps = 2\nbatch_size = 2\nprecision = "fp32"\n')
+    settings = CurveSettings(
+        data=data_dir,
+        out=tmp_path / "results",
+        recipe=str(recipe),
+        variants=(parse_variant("steps=2"),),
+        split="selection",
+        limit=LIMIT,
+        max_new_tokens=8,
+        backend="transformers",
+    )
+    results = learning_curve(settings)
+    assert (results["split"], curve[0]["split"]) == ("selection", "test")
+    dataset = load_dataset(data_dir)
+    for found, asked in ((results, dataset.selection), (curve[0], dataset.test)):
+        benign = [row for row in asked if row.label == "benign"]
+        expected = sum(
+            min(LIMIT, sum(row.source == source for row in benign))
+            for source in {row.source for row in benign}
+        )
+        assert found["rows"][-1]["benign_perplexity"]["num_conversations"]["all"] == expected
+    assert (
+        results["rows"][-1]["benign_perplexity"]["perplexity"]["all"]["base"]
+        != (curve[0]["rows"][-1]["benign_perplexity"]["perplexity"]["all"]["base"])
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["data_share=0", "steps=2; data_share=0", "data_share=1.5", "data_share=true", "steps"]
+)
 def test_what_is_no_variant_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected"):
         parse_variant(text)

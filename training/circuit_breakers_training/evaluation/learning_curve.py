@@ -4,9 +4,9 @@ variants ─ train ─ merge ─┬ the adapted model writes ─ judges ─┬ o
                           │ the base model writes, once ──┘    │
                           └ perplexity of benign answers ──────┘
 
-It explains and does not choose: the requests are those of the test split, so that a recipe picked
-by its rows would have seen them. Adapters alone are compared, without a probe: it reads what the
-adapter leaves, and its own quality is in each breaker's report.
+Asked the test split it explains, and does not choose: a recipe picked by its rows would have seen
+them. To choose, ask the selection split. Adapters alone are compared, without a probe: it reads
+what the adapter leaves, and its own quality is in each breaker's report.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -48,6 +48,7 @@ from circuit_breakers_training.recipes.resolution import Override, parse_overrid
 from circuit_breakers_training.stages import training_rows
 
 __all__ = [
+    "AskedSplit",
     "CurveSettings",
     "Variant",
     "in_share",
@@ -57,12 +58,13 @@ __all__ = [
 ]
 
 DATA_SHARE: Final = "data_share"
+AskedSplit = Literal["selection", "test"]
 _SUITES: Final = ("direct", "prefill", "wrappers", "past-tense")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One adapter to train: the recipe with a field changed, or with less data."""
+    """One adapter to train: the recipe with fields changed, or with less data."""
 
     name: str
     overrides: tuple[Override, ...] = ()
@@ -75,7 +77,10 @@ class CurveSettings:
     """Which adapters are trained and how they are asked."""
 
     data: Path
-    """Built dataset; its test split is asked."""
+    """Built dataset."""
+    split: AskedSplit = "test"
+    """Whose requests are asked, and whose benign answers are read: test to explain, selection to
+    choose a recipe by."""
     out: Path
     """Adapters and results. A run that was stopped goes on there."""
     recipe: str
@@ -90,20 +95,26 @@ class CurveSettings:
 
 
 def parse_variant(text: str) -> Variant:
-    """The variant that FIELD=VALUE names; the field data_share takes a share of the data.
+    """The variant that FIELD=VALUE names, or several of them with ";" between.
+
+    The field data_share takes a share of the data.
 
     Raises:
-        ConfigError: it is no FIELD=VALUE, VALUE is not TOML, or the share is not above 0 and up
+        ConfigError: a part is no FIELD=VALUE, VALUE is not TOML, or the share is not above 0 and up
             to 1.
     """
-    override = parse_override(text)
-    name = f"{override.field}={json.dumps(override.value)}"
-    if override.field != DATA_SHARE:
-        return Variant(name=name, overrides=(override,))
-    share = override.value
+    overrides = [parse_override(part) for part in text.split(";")]
+    share: Any = 1.0
+    for override in overrides:
+        if override.field == DATA_SHARE:
+            share = override.value
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise ConfigError(f"got {DATA_SHARE}={share!r}, expected a number above 0 and up to 1")
-    return Variant(name=name, data_share=float(share))
+    return Variant(
+        name="; ".join(f"{o.field}={json.dumps(o.value)}" for o in overrides),
+        overrides=tuple(o for o in overrides if o.field != DATA_SHARE),
+        data_share=float(share),
+    )
 
 
 def learning_curve(settings: CurveSettings, console: Console | None = None) -> dict[str, Any]:
@@ -125,6 +136,8 @@ def learning_curve(settings: CurveSettings, console: Console | None = None) -> d
             "leave the field model to the recipe"
         )
     dataset = load_dataset(settings.data)
+    if settings.split == "selection":
+        dataset = replace(dataset, test=dataset.selection)
     prompts = dataset_prompts(dataset)
     attempts = [
         attempt
@@ -140,7 +153,12 @@ def learning_curve(settings: CurveSettings, console: Console | None = None) -> d
         if console is not None:
             console.print(f"{variant.name} ...", highlight=False)
         rows.append(_row(variant, recipe, settings, dataset, model, judge, console))
-        results = {"data_sha256": dataset.digests, "limit": settings.limit, "rows": rows}
+        results = {
+            "data_sha256": dataset.digests,
+            "split": settings.split,
+            "limit": settings.limit,
+            "rows": rows,
+        }
         (settings.out / "curve.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     return results
 
@@ -210,9 +228,9 @@ def _row(
     console: Console | None,
 ) -> dict[str, Any]:
     rows = _share_of(training_rows(dataset, recipe), variant.data_share)
-    slug = hashlib.sha256(
-        json.dumps([recipe.training_digest(), dataset.digests, variant.data_share]).encode()
-    ).hexdigest()[:12]
+    # The split does not change an adapter, but the held-out cosines that stand beside it.
+    identity = [recipe.training_digest(), dataset.digests, variant.data_share, settings.split]
+    slug = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     result = train_adapter(
         recipe,
         model_dir=model.path,
@@ -277,7 +295,8 @@ def print_curve(results: Mapping[str, Any]) -> None:
             "doubled",
         ),
         *_SUITES,
-        title="harmful requests answered on the subject, after training on so many conversations",
+        title=f"harmful requests of the {results['split']} split answered on the subject, after "
+        "training on so many conversations",
     )
     for row in results["rows"]:
         facts = [""] * 9
