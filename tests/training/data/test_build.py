@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.recipes.config import ChatTemplate
 
 MODEL = "smollm2-135m-instruct"
+ROOT = Path(__file__).parents[3]
 
 
 def _build(
@@ -94,6 +99,35 @@ def test_the_same_seed_repeats_the_files(built: BuiltDataset, tmp_path: Path) ->
     again = _build(tmp_path / "again")
     assert not again.cached
     assert again.summary["digest"] == built.summary["digest"]
+
+
+def test_a_killed_build_goes_on_with_its_texts(built: BuiltDataset, tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from tests.training.data.test_build import _build; "
+        f"_build(Path({str(tmp_path / 'data')!r}))"
+    )
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "server"), str(ROOT / "training")])
+    building = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}
+    )
+    try:
+        # The user prompts are there, the answers are being written.
+        deadline = time.monotonic() + 240
+        while not (kept := list(tmp_path.glob(".data.texts-*/0000-*.json"))):
+            assert building.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        building.kill()
+        building.wait()
+    assert not (tmp_path / "data").exists()
+    # What the next run finds there is what it takes.
+    rows = json.loads(kept[0].read_text())
+    marked = "Which tree in the old village park is the tallest one?"
+    kept[0].write_text(json.dumps([[marked, True, [1]], *rows[1:]]))
+    again = _build(tmp_path / "data")
+    assert marked in {row.messages[0].content for row in _rows(again.path)}
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert again.summary["counts"].keys() == built.summary["counts"].keys()
 
 
 def test_a_model_without_a_template_writes_after_the_plain_one(

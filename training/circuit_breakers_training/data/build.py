@@ -6,6 +6,7 @@ the model's user turn ─ filter ───┴─ prefills ─ the model writes �
 
 import hashlib
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from circuit_breakers_training.data.dataset import (
 )
 from circuit_breakers_training.data.generate import Backend, open_generator, pick_backend
 from circuit_breakers_training.data.jsonl import Conversation
+from circuit_breakers_training.data.kept_texts import KeepingGenerator, kept_texts
 from circuit_breakers_training.data.magpie import sample_user_prompts, turn_template
 from circuit_breakers_training.data.plan import plan_refusals, plan_rows, plan_sampled, plan_written
 from circuit_breakers_training.data.responses import (
@@ -38,7 +40,7 @@ from circuit_breakers_training.render import set_chat_template
 
 __all__ = ["BuiltDataset", "build_dataset"]
 
-_PROCEDURE: Final = 2
+_PROCEDURE: Final = 3
 """Raised when prefills, filters or sampling change: an older build is then not taken for ours."""
 
 
@@ -60,7 +62,9 @@ def build_dataset(
     """Builds a dataset for `model` in `out_dir`, or finds the same one there.
 
     Splits and prompts of the written lists depend on `seed` alone. Texts are sampled with one seed
-    for the whole engine: the same versions on the same machine repeat them.
+    for the whole engine: the same versions on the same machine repeat them. A build that was killed
+    goes on with the texts that it had, when called again with the same arguments; the later ones
+    are sampled anew.
 
     Args:
         model: name, directory or hub id, as for resolve_model.
@@ -104,10 +108,12 @@ def build_dataset(
         )
 
     written = plan_written(seed, extra_sets, prompt_limit)
+    kept = kept_texts(out_dir, inputs)
     with open_generator(
         resolved.path, used_backend, seed=seed, max_model_len=MAX_PROMPT_TOKENS + max_new_tokens
-    ) as generate:
-        set_chat_template(generate.tokenizer, chat_template)
+    ) as generator:
+        set_chat_template(generator.tokenizer, chat_template)
+        generate = KeepingGenerator(generator, kept)
         template = turn_template(generate.tokenizer, resolved.name)
         prompts = sample_user_prompts(
             generate, template, sampled_prompts, against=[row.prompt for row in written]
@@ -134,6 +140,7 @@ def build_dataset(
         "dropped": dict(sorted(dropped.items())),
     }
     write_dataset(out_dir, rows, summary)
+    shutil.rmtree(kept)
     return BuiltDataset(
         path=out_dir,
         summary=read_summary(out_dir),
