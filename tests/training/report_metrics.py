@@ -123,6 +123,12 @@ def full_metrics() -> dict[str, Any]:
         }
         for fpr, threshold, _ in points
     ]
+    metrics["test"]["harmful_groups"] = {
+        "num": 25,
+        "num_all_trip": 12,
+        "num_none_trips": 6,
+        "num_conversations_of_none": 17,
+    }
     metrics["test"]["harmful_by_length"] = {"0-63": rate(40, 30), "64-127": rate(35, 23)}
     metrics["test"]["benign_by_category"] = {"none": rate(299, 0)}
     metrics["test"]["tokens_until_trip"] = {

@@ -186,6 +186,17 @@ def test_groups_are_by_source_category_and_length() -> None:
     assert "| harmful turn, after benign ones that did not trip | none tested |  |" in text
 
 
+def test_harmful_groups_say_what_is_missed_whole() -> None:
+    said = "are of 25 groups, such as the wordings of one request: of 12 groups all trip, of 6"
+    text = to_markdown(build_document(full_metrics()))
+    assert said in " ".join(text.split())
+    assert "which are 17 of the 22 misses" in " ".join(text.split())
+    metrics = full_metrics()
+    metrics["test"]["harmful_groups"]["num"] = metrics["test"]["num_harmful"]
+    assert "of one request" not in to_markdown(build_document(metrics))
+    assert "of one request" not in to_markdown(build_document(plain_metrics()))
+
+
 def test_trip_positions_are_drawn_and_summed_up() -> None:
     page = page_of(full_metrics())
     # Of 0, 3, 3, 17, 40: the median, and numpy's 0.9 quantile, 17 + 0.6 * 23 = 30.8.

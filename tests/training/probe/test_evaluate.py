@@ -43,10 +43,11 @@ def _row(
     source: str = "s",
     category: str | None = None,
     kind: Kind = "completion",
+    group: str = "g",
 ) -> ScoredConversation:
     messages = (Message("user", "q"), Message("assistant", "a"))
     conversation = Conversation(
-        messages=messages, label=label, source=source, category=category, group="g", kind=kind
+        messages=messages, label=label, source=source, category=category, group=group, kind=kind
     )
     return ScoredConversation(conversation, num_prompt_tokens, np.array(logits, np.float32))
 
@@ -95,6 +96,18 @@ def test_rates_at_the_threshold() -> None:
     assert {name: r["share"] for name, r in result["harmful_by_category"].items()} == {
         "x": 1.0,
         "y": 2 / 3,
+    }
+
+
+def test_groups_of_which_all_or_none_trip_are_counted() -> None:
+    trips, silent = [9.0, 0, 0, 3], [9.0, 0, 0, 1]
+    groups = {"all": [trips, trips], "some": [trips, silent], "none": [silent] * 3}
+    rows = [_row("harmful", x, group=g) for g, of in groups.items() for x in of]
+    assert evaluate_probe([*rows, *ROWS[4:6]], PROBE)["harmful_groups"] == {
+        "num": 3,
+        "num_all_trip": 1,
+        "num_none_trips": 1,
+        "num_conversations_of_none": 3,
     }
 
 

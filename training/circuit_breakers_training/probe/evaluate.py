@@ -71,7 +71,9 @@ def evaluate_probe(rows: Sequence[ScoredConversation], probe: ProbeSpec) -> dict
     at_threshold (rates, with the Clopper-Pearson upper bound of the benign one), operating_points
     (the same for each threshold of the calibration curve), early (shares of harmful conversations
     by where they trip), tokens_until_trip (how many generated tokens a harmful conversation gets
-    to), benign_by_* and harmful_by_* source, category and length.
+    to), harmful_groups (of how many groups all, or none, of the harmful conversations trip: they
+    hang together, so that there are fewer independent cases than conversations), benign_by_* and
+    harmful_by_* source, category and length.
 
     Raises:
         DataError: the split lacks harmful or benign conversations.
@@ -131,6 +133,7 @@ def evaluate_probe(rows: Sequence[ScoredConversation], probe: ProbeSpec) -> dict
         ],
         "early": _early(by_verdict["harmful"], probe),
         "tokens_until_trip": _tokens_until_trip(by_verdict["harmful"], score_of, probe),
+        "harmful_groups": _groups(by_verdict["harmful"], trips),
         "benign_by_source": table("benign", lambda row: row.conversation.source),
         "benign_by_category": table("benign", lambda row: row.conversation.category),
         "benign_by_length": by_length("benign"),
@@ -186,6 +189,22 @@ def _tokens_until_trip(
         "p90": float(np.quantile(counts, 0.9, method="higher")) if counts else None,
         "share_within_16": sum(count <= EARLY_TOKENS[0] for count in counts) / len(harmful),
         "tokens": sorted(counts),
+    }
+
+
+def _groups(
+    rows: Sequence[ScoredConversation], trips: Callable[[ScoredConversation], bool]
+) -> dict[str, int]:
+    """How trips lie in groups of kin conversations, such as the wordings of one request."""
+    by_group: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        by_group[row.conversation.group].append(trips(row))
+    missed = [found for found in by_group.values() if not any(found)]
+    return {
+        "num": len(by_group),
+        "num_all_trip": sum(all(found) for found in by_group.values()),
+        "num_none_trips": len(missed),
+        "num_conversations_of_none": sum(map(len, missed)),
     }
 
 

@@ -38,6 +38,18 @@ def probe_section(m: Mapping[str, Any]) -> Section | None:
         *_roc_plots(m),
         *_rate_tables(test),
     ]
+    groups = test.get("harmful_groups")
+    if groups and groups["num"] < test["num_harmful"]:
+        missed = test["num_harmful"] - test["at_threshold"]["harmful"]["num_trips"]
+        blocks.append(
+            Paragraph(
+                f"The harmful conversations are of {groups['num']} groups, such as the wordings of "
+                f"one request: of {groups['num_all_trip']} groups all trip, of "
+                f"{groups['num_none_trips']} none does, which are "
+                f"{groups['num_conversations_of_none']} of the {missed} misses. So there are fewer "
+                "independent cases than conversations, and the intervals are wider than they say."
+            )
+        )
     refused = test["at_threshold"].get("refused")
     if refused and refused["num"]:
         blocks.append(
