@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from circuit_breakers_training.render import PLAIN_TEMPLATE, load_tokenizer, ren
 from circuit_breakers_training.report import rebuild_report
 from circuit_breakers_training.run_log import read_metrics
 
+from .conftest import make_conversations
 from .two_processes import launch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,6 +59,16 @@ def test_breaker_loads_and_fits_its_model(trained: Path, recipe: Recipe, data_di
         "prompt": 70,
         "completion": 70,
     }
+
+
+def test_texts_behind_a_refused_request_are_a_kind_of_their_own() -> None:
+    benign, other = make_conversations("benign", 2, 3)
+    assert stages.text_stratum(replace(benign, source="chat")) == "benign: chat"
+    after = replace(benign, source="follow_up", category="after_refusal")
+    assert stages.text_stratum(after) == "refused: follow_up"
+    assert stages.text_stratum(replace(other, source="s", kind="refusal")) == "refused: s"
+    (harmful,) = make_conversations("harmful", 1, 3)
+    assert stages.text_stratum(replace(harmful, source="s")) == "harmful: s"
 
 
 def test_canaries_hold_on_the_checkpoint_that_serving_merges(

@@ -22,6 +22,7 @@ from circuit_breakers_training.data.build import build_dataset
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.fluency import LanguageModel, perplexities
+from circuit_breakers_training.probe.selection import expected_verdict
 from circuit_breakers_training.processes import Processes
 from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.render import Rendered, render_all, render_prompt
@@ -33,6 +34,7 @@ __all__ = [
     "build_data",
     "compare_texts",
     "render_splits",
+    "text_stratum",
     "train",
     "training_rows",
 ]
@@ -169,7 +171,7 @@ def compare_texts(
     judged = [
         by_conversation[id(c)] for c in _few_of_each_source([row.conversation for row in rows])
     ]
-    strata = [f"{r.conversation.label}: {r.conversation.source}" for r in judged]
+    strata = [text_stratum(r.conversation) for r in judged]
     shown = [
         row
         for label in ("harmful", "benign")
@@ -204,6 +206,11 @@ def compare_texts(
         }
 
     return run.work.stage("texts", run.inputs(adapter, dataset), compute)
+
+
+def text_stratum(conversation: Conversation) -> str:
+    """What a text counts as, and where it is from: "refused" is neither benign nor harmful."""
+    return f"{expected_verdict(conversation)}: {conversation.source}"
 
 
 def _few_of_each_source(conversations: Sequence[Conversation]) -> list[Conversation]:
