@@ -9,7 +9,7 @@ from circuit_breakers_training.data.plan import (
     plan_sampled,
     plan_written,
 )
-from circuit_breakers_training.data.prompt_lists import refusals, twin_pairs
+from circuit_breakers_training.data.prompt_lists import twin_pairs
 from circuit_breakers_training.data.split import DEFAULT_FRACTIONS
 
 TWINS = {pair.benign for pair in twin_pairs()}
@@ -93,23 +93,6 @@ def test_a_limit_keeps_groups_and_splits_of_the_written_lists() -> None:
         "topic": 5,
         "follow_up": 5,
     }
-
-
-def test_some_train_twins_follow_their_refused_request() -> None:
-    rows = plan_written(0)
-    pairs = {pair.benign: pair.harmful for pair in twin_pairs()}
-    after = [r for r in rows if r.source == "follow_up" and r.prompt in pairs]
-    twins = [r for r in rows if r.source == "twin" and r.split == "train"]
-    # Standard error of a share of about 500 draws: 0.017.
-    assert abs(len(after) / len(twins) - 1 / 6) < 0.06
-    home = {r.prompt: (r.group, r.split) for r in twins}
-    for row in after:
-        harmful, refusal, asked = row.messages
-        assert (harmful.role, refusal.role, asked.role) == ("user", "assistant", "user")
-        assert harmful.content == pairs[asked.content]
-        assert refusal.content in refusals()
-        assert (row.group, row.split) == home[asked.content]
-        assert (row.label, row.category) == ("benign", "after_refusal")
 
 
 def test_first_words_are_the_same_for_both_labels() -> None:

@@ -50,9 +50,6 @@ REWORDED_SOURCES: Final[Mapping[str, str]] = {
 }
 """Sources whose prompts also appear in other words, and the source of those."""
 
-_TWINS_PER_REFUSAL: Final = 6
-"""Train twins of which one also follows its refused harmful request."""
-
 # The same first words for harmful and for half of the benign rows: they must not be the signal.
 _PREFILLS: Final = (
     "Sure, here is",
@@ -154,8 +151,7 @@ def plan_written(
         ]
     for name in extra_sets:
         rows += _plan_extra(name, [row.prompt for row in rows], limit)
-    placed = _with_splits(rows, seed)
-    return placed + _after_refusals(placed, {p.benign: p.harmful for p in pairs}, seed)
+    return _with_splits(rows, seed)
 
 
 def plan_sampled(prompts: Iterable[str], seed: int) -> list[Planned]:
@@ -238,31 +234,6 @@ def _plan_extra(name: str, taken: Sequence[str], limit: int | None) -> list[Plan
         group = "x-" + default_group(messages)[:16]
         rows.append(Planned(messages=messages, label="harmful", source=name, group=group))
     return rows
-
-
-def _after_refusals(
-    rows: Iterable[Planned], harmful_of: Mapping[str, str], seed: int
-) -> list[Planned]:
-    """Some train twins again, as the turn after their harmful request was refused."""
-    refusals = prompt_lists.refusals()
-    planned = []
-    for row in rows:
-        draw = _draw(seed, "after-refusal", row.prompt)
-        if row.source != "twin" or row.split != "train" or draw % _TWINS_PER_REFUSAL:
-            continue
-        before = (
-            Message("user", harmful_of[row.prompt]),
-            Message("assistant", refusals[draw // _TWINS_PER_REFUSAL % len(refusals)]),
-        )
-        planned.append(
-            replace(
-                row,
-                messages=(*before, *row.messages),
-                source="follow_up",
-                category="after_refusal",
-            )
-        )
-    return planned
 
 
 def _with_splits(rows: Sequence[Planned], seed: int) -> list[Planned]:
