@@ -154,7 +154,7 @@ def learning_curve(
 
         results = curve.learning_curve(settings, Console(stderr=True))
     curve.print_curve(results)
-    typer.echo(f"ok: {out / 'curve.json'}")
+    typer.echo(f"ok: {settings.curve_path}")
 
 
 @app.command(

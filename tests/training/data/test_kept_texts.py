@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.generate import Generated, Request
-from circuit_breakers_training.data.kept_texts import KeepingGenerator, kept_texts
+from circuit_breakers_training.data.kept_texts import KeepingGenerator, discard_texts, kept_texts
 
 
 class Counting:
@@ -40,17 +41,17 @@ def requests(*prompts: int) -> list[Request]:
 
 
 def test_what_was_written_is_not_written_again(tmp_path: Path) -> None:
-    kept = kept_texts(tmp_path / "data", "a" * 64)
-    stopped = KeepingGenerator(Counting(end=5), kept, block=2)
-    first = stopped(requests(1, 1, 1), "prompts")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), kept_texts(tmp_path / "data", "a" * 64) as kept:
+        stopped = KeepingGenerator(Counting(end=5), kept, block=2)
+        first = stopped(requests(1, 1, 1), "prompts")
         stopped(requests(8, 9, 8), "answers")
 
     source = Counting()
-    goes_on = KeepingGenerator(source, kept_texts(tmp_path / "data", "a" * 64), block=2)
-    assert goes_on(requests(1, 1, 1), "prompts") == first
-    assert source.num_written == 0
-    answers = goes_on(requests(8, 9, 8), "answers")
+    with kept_texts(tmp_path / "data", "a" * 64) as kept:
+        goes_on = KeepingGenerator(source, kept, block=2)
+        assert goes_on(requests(1, 1, 1), "prompts") == first
+        assert source.num_written == 0
+        answers = goes_on(requests(8, 9, 8), "answers")
     # The block that was whole is the interrupted run's: texts 4 and 5 of it.
     assert [g.text.split()[-1] for g in answers] == ["4", "5", "1"]
     assert source.titles == ["answers, part 2 of 2"]
@@ -71,9 +72,32 @@ def test_other_requests_in_the_same_place_are_written(tmp_path: Path) -> None:
     assert other.num_written == 1
 
 
+def test_a_broken_block_is_written_again(tmp_path: Path) -> None:
+    KeepingGenerator(Counting(), tmp_path, block=4)(requests(5), "x")
+    [block] = tmp_path.iterdir()
+    block.write_bytes(b"")
+    again = Counting()
+    assert KeepingGenerator(again, tmp_path, block=4)(requests(5), "x")[0].text.startswith("5 ")
+    assert again.num_written == 1
+
+
 def test_texts_of_other_inputs_go(tmp_path: Path) -> None:
-    old = kept_texts(tmp_path / "data", "a" * 64)
-    beside = kept_texts(tmp_path / "more", "a" * 64)
-    kept_texts(tmp_path / "data", "b" * 64)
-    assert not old.exists()
-    assert beside.exists()
+    out, more = tmp_path / "data[1]", tmp_path / "data[1].texts-x"
+    for path, digest in ((out, "a"), (more, "a"), (out, "b")):
+        with kept_texts(path, digest * 64) as kept:
+            assert kept.is_dir()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".data[1].texts-" + "b" * 16, ".data[1].texts-x.texts-" + "a" * 16]
+    discard_texts(out)
+    assert [path.name for path in tmp_path.iterdir()] == names[1:]
+
+
+def test_one_build_of_a_directory_at_a_time(tmp_path: Path) -> None:
+    with (
+        kept_texts(tmp_path / "data", "a" * 64),
+        pytest.raises(DataError, match="another process is building"),
+        kept_texts(tmp_path / "data", "b" * 64),
+    ):
+        pytest.fail("both build it")
+    with kept_texts(tmp_path / "data", "b" * 64) as kept:
+        assert kept.is_dir()

@@ -37,6 +37,7 @@ def curve(
             parse_variant("data_share=0.5"),
             parse_variant("data_share=1"),
             parse_variant("steps=2; batch_size=3"),
+            parse_variant("steps=20; learning_rate=1e-9; lora.b_init_std=1e-6"),
         ),
         limit=LIMIT,
         max_new_tokens=8,
@@ -51,13 +52,15 @@ def test_there_is_a_row_for_the_base_model_and_each_variant(
     curve: tuple[dict[str, Any], Path], data_dir: Path
 ) -> None:
     results, out = curve
-    assert json.loads((out / "curve.json").read_text()) == results
-    names = [row["variant"] for row in results["rows"]]
+    assert json.loads((out / "curve-test.json").read_text()) == results
+    *rows, pinned = results["rows"]
+    names = [row["variant"] for row in rows]
     assert names == ["base model", "data_share=0.5", "data_share=1", "steps=2; batch_size=3"]
-    for row in results["rows"]:
+    assert "after 10 of 20 steps the adapter reroutes nothing" in pinned["pinned"]
+    for row in rows:
         assert tuple(row["suites"]) == SUITES
         assert all(suite["num"] == LIMIT for suite in row["suites"].values())
-    _, half, whole, short = results["rows"]
+    _, half, whole, short = rows
     train = load_dataset(data_dir).train
     assert whole["num_harmful"] == sum(row.label == "harmful" for row in train)
     assert 0 < half["num_harmful"] < whole["num_harmful"]
@@ -73,7 +76,7 @@ def test_adapters_are_kept_and_merged_checkpoints_are_not(
     curve: tuple[dict[str, Any], Path],
 ) -> None:
     _, out = curve
-    assert sorted(p.name.split("-")[0] for p in out.iterdir()) == ["adapter"] * 3 + ["curve.json"]
+    assert sorted(p.name.split("-")[0] for p in out.iterdir()) == ["adapter"] * 4 + ["curve"]
 
 
 def test_the_table_has_every_variant(
@@ -113,15 +116,16 @@ def test_the_selection_split_is_asked_instead(
     assert (results["split"], curve[0]["split"]) == ("selection", "test")
     dataset = load_dataset(data_dir)
     for found, asked in ((results, dataset.selection), (curve[0], dataset.test)):
+        measured = next(row for row in found["rows"] if "benign_perplexity" in row)
         benign = [row for row in asked if row.label == "benign"]
         expected = sum(
             min(LIMIT, sum(row.source == source for row in benign))
             for source in {row.source for row in benign}
         )
-        assert found["rows"][-1]["benign_perplexity"]["num_conversations"]["all"] == expected
+        assert measured["benign_perplexity"]["num_conversations"]["all"] == expected
     assert (
         results["rows"][-1]["benign_perplexity"]["perplexity"]["all"]["base"]
-        != (curve[0]["rows"][-1]["benign_perplexity"]["perplexity"]["all"]["base"])
+        != (curve[0]["rows"][-2]["benign_perplexity"]["perplexity"]["all"]["base"])
     )
 
 

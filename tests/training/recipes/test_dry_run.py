@@ -97,7 +97,7 @@ def test_given_data_are_counted_and_measured(tiny_llama: Path, data_dir: Path) -
 
 def test_refusals_that_are_not_retained_are_counted(tiny_llama: Path, tmp_path: Path) -> None:
     splits = {name: make_conversations("benign", 4, i) for i, name in enumerate(SPLITS)}
-    refused = replace(splits["train"][0], kind="refusal")
+    refused = replace(splits["train"][0], kind="refusal", source="refusal")
     splits["train"][0] = refused
     splits["train"] += make_conversations("harmful", 3, 9)
     write_dataset(tmp_path / "data", splits, {"schema_version": SCHEMA_VERSION})
@@ -111,6 +111,9 @@ def test_refusals_that_are_not_retained_are_counted(tiny_llama: Path, tmp_path: 
     rows = [*splits["train"]]
     assert retain_set(rows, recipe) == [c for c in rows if c.label == "benign" and c != refused]
     assert refused in retain_set(rows, RECIPE)
+    # BeaverTails' harmless answers to harmful requests have the kind, too, and are no refusals.
+    answer = replace(refused, source="beavertails")
+    assert retain_set([answer], recipe) == [answer]
 
 
 def test_conversations_that_do_not_fit_are_counted(tiny_llama: Path, data_dir: Path) -> None:

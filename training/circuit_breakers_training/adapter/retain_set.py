@@ -11,6 +11,10 @@ __all__ = ["retain_set"]
 
 
 def retain_set(conversations: Iterable[Conversation], recipe: Recipe) -> list[Conversation]:
-    """The benign ones, in their order; without written refusals if the recipe retains none."""
+    """The benign ones, in their order; without written refusals if the recipe retains none.
+
+    Those have the source "refusal", as `data build` and the published file give it. The kind of
+    that name is wider: it has all harmless answers to harmful requests.
+    """
     benign = (c for c in conversations if c.label == "benign")
-    return [c for c in benign if recipe.objective.retain_refusals or c.kind != "refusal"]
+    return [c for c in benign if recipe.objective.retain_refusals or c.source != "refusal"]

@@ -41,13 +41,17 @@ from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.render import Rendered, RenderedSet, load_tokenizer, render_all
 from circuit_breakers_training.run_log import RunLog, peak_rss_mib, read_metrics
 
-__all__ = ["AdapterResult", "TrainingRows", "train_adapter"]
+__all__ = ["AdapterResult", "PinnedError", "TrainingRows", "train_adapter"]
 
 logger = logging.getLogger(__name__)
 
 _PINNED_STEPS = 10
 _PINNED_COSINE = 0.999
 """Lowest cosine of that many steps in a row above which an adapter counts as doing nothing."""
+
+
+class PinnedError(ConfigError):
+    """The adapter does nothing, and further steps would not change that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,8 @@ def train_adapter(
         console: where a progress bar goes; none means no progress bar.
     Raises:
         ConfigError: `out` belongs to a run with other settings or data, the recipe does not fit
-            the model, the loss is no longer finite, or half of the steps rerouted nothing.
+            the model, or the loss is no longer finite.
+        PinnedError: after half of the steps, the latest ten have rerouted nothing.
         DataError: a kind of conversation is missing or cannot be rendered.
         ModelError: the model cannot be loaded or has no chat template.
     """
@@ -216,7 +221,7 @@ def _run_steps(
             if log is not None:
                 log.step(entry)
             recent.append(entry["reroute_cosine"])
-            if step + 1 == recipe.steps // 2:
+            if step + 1 >= recipe.steps // 2:
                 _check_not_pinned(recipe, step + 1, recent)
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
                 tensors = model.whole_state()
@@ -235,7 +240,7 @@ def _check_not_pinned(recipe: Recipe, step: int, cosines: Sequence[float]) -> No
     if len(cosines) < _PINNED_STEPS or min(cosines) < _PINNED_COSINE:
         return
     objective = recipe.objective
-    raise ConfigError(
+    raise PinnedError(
         f"after {step} of {recipe.steps} steps the adapter reroutes nothing: cosine of adapted and "
         f"base states of harmful responses is {min(cosines):.5f}, expected below "
         f"{_PINNED_COSINE}; lower objective.retain_weight (now {objective.retain_weight}), or "

@@ -6,7 +6,6 @@ the model's user turn ─ filter ───┴─ prefills ─ the model writes �
 
 import hashlib
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from circuit_breakers_training.data.dataset import (
 )
 from circuit_breakers_training.data.generate import Backend, open_generator, pick_backend
 from circuit_breakers_training.data.jsonl import Conversation
-from circuit_breakers_training.data.kept_texts import KeepingGenerator, kept_texts
+from circuit_breakers_training.data.kept_texts import KeepingGenerator, discard_texts, kept_texts
 from circuit_breakers_training.data.magpie import sample_user_prompts, turn_template
 from circuit_breakers_training.data.plan import plan_refusals, plan_rows, plan_sampled, plan_written
 from circuit_breakers_training.data.responses import (
@@ -39,6 +38,9 @@ from circuit_breakers_training.recipes.config import ChatTemplate
 from circuit_breakers_training.render import set_chat_template
 
 __all__ = ["BuiltDataset", "build_dataset"]
+
+_SEEDS_APART: Final = 1000
+"""More than a generator has processes, each of which has a seed of its own."""
 
 _PROCEDURE: Final = 3
 """Raised when prefills, filters or sampling change: an older build is then not taken for ours."""
@@ -64,7 +66,7 @@ def build_dataset(
     Splits and prompts of the written lists depend on `seed` alone. Texts are sampled with one seed
     for the whole engine: the same versions on the same machine repeat them. A build that was killed
     goes on with the texts that it had, when called again with the same arguments; the later ones
-    are sampled anew.
+    are sampled with another seed, so they are not those of a run that went through.
 
     Args:
         model: name, directory or hub id, as for resolve_model.
@@ -79,7 +81,8 @@ def build_dataset(
         backend: vLLM if installed, else transformers.
         overwrite: replaces another dataset in `out_dir`.
     Raises:
-        DataError: `out_dir` holds something else, or an extra set is not installed.
+        DataError: `out_dir` holds something else or is being built, or an extra set is not
+            installed.
         ModelError: the model cannot be found or read.
         ConfigError: the backend is not installed.
     """
@@ -103,44 +106,50 @@ def build_dataset(
     inputs = _inputs_digest(settings, prompts_sha256, resolved)
     found = find_dataset(out_dir, inputs, overwrite=overwrite)
     if found is not None:
+        discard_texts(out_dir)
         return BuiltDataset(
             path=out_dir, summary=found, seconds=time.monotonic() - started, cached=True
         )
 
     written = plan_written(seed, extra_sets, prompt_limit)
-    kept = kept_texts(out_dir, inputs)
-    with open_generator(
-        resolved.path, used_backend, seed=seed, max_model_len=MAX_PROMPT_TOKENS + max_new_tokens
-    ) as generator:
-        set_chat_template(generator.tokenizer, chat_template)
-        generate = KeepingGenerator(generator, kept)
-        template = turn_template(generate.tokenizer, resolved.name)
-        prompts = sample_user_prompts(
-            generate, template, sampled_prompts, against=[row.prompt for row in written]
-        )
-        planned = plan_rows(
-            [*written, *plan_sampled(prompts, seed)], seed=seed, harmful_samples=harmful_samples
-        )
-        texts = write_responses(generate, template, planned, max_new_tokens)
-    rows: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
-    for index, row in texts.rows.items():
-        rows[planned[index].split].append(row)
-    rows["train"] += plan_refusals(written, seed=seed, count=refusals)
-    dropped = Counter(texts.dropped.values())
-    require_every_split(rows, f"prompt_limit={prompt_limit}, dropped: {dict(dropped)}")
+    with kept_texts(out_dir, inputs) as kept:
+        # A run that goes on must not draw again what it has.
+        num_kept = len(list(kept.glob("*.json")))
+        with open_generator(
+            resolved.path,
+            used_backend,
+            seed=seed + _SEEDS_APART * num_kept,
+            max_model_len=MAX_PROMPT_TOKENS + max_new_tokens,
+        ) as generator:
+            set_chat_template(generator.tokenizer, chat_template)
+            generate = KeepingGenerator(generator, kept)
+            template = turn_template(generate.tokenizer, resolved.name)
+            prompts = sample_user_prompts(
+                generate, template, sampled_prompts, against=[row.prompt for row in written]
+            )
+            planned = plan_rows(
+                [*written, *plan_sampled(prompts, seed)], seed=seed, harmful_samples=harmful_samples
+            )
+            texts = write_responses(generate, template, planned, max_new_tokens)
+        rows: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
+        for index, row in texts.rows.items():
+            rows[planned[index].split].append(row)
+        rows["train"] += plan_refusals(written, seed=seed, count=refusals)
+        dropped = Counter(texts.dropped.values())
+        require_every_split(rows, f"prompt_limit={prompt_limit}, dropped: {dict(dropped)}")
 
-    summary = {
-        "schema_version": SCHEMA_VERSION,
-        "model": resolved.name,
-        "model_config_sha256": resolved.config_sha256,
-        "prompts_sha256": prompts_sha256,
-        "inputs_sha256": inputs,
-        **settings,
-        "counts": {name: count_rows(rows[name]) for name in SPLITS},
-        "dropped": dict(sorted(dropped.items())),
-    }
-    write_dataset(out_dir, rows, summary)
-    shutil.rmtree(kept)
+        summary = {
+            "schema_version": SCHEMA_VERSION,
+            "model": resolved.name,
+            "model_config_sha256": resolved.config_sha256,
+            "prompts_sha256": prompts_sha256,
+            "inputs_sha256": inputs,
+            **settings,
+            "counts": {name: count_rows(rows[name]) for name in SPLITS},
+            "dropped": dict(sorted(dropped.items())),
+        }
+        write_dataset(out_dir, rows, summary)
+        discard_texts(out_dir)
     return BuiltDataset(
         path=out_dir,
         summary=read_summary(out_dir),

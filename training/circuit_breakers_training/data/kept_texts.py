@@ -4,43 +4,85 @@ A build writes for the better part of an hour, and all of its files come at the 
 killed one starts again from nothing.
 """
 
+import fcntl
+import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, Final
 
+from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.generate import Generated, Generator, Request
 
-__all__ = ["KeepingGenerator", "kept_texts"]
+__all__ = ["KeepingGenerator", "discard_texts", "kept_texts"]
+
+_DIGITS: Final = 16
 
 _BLOCK: Final = 1024
 """Requests that are written, and kept, together: a minute or two on two CPU cores."""
 
 
-def kept_texts(out_dir: Path, inputs_digest: str) -> Path:
-    """A directory beside `out_dir` for the texts of its build; the builder removes it in the end.
+@contextmanager
+def kept_texts(out_dir: Path, inputs_digest: str) -> Iterator[Path]:
+    """A directory beside `out_dir` for the texts of its build, which is locked meanwhile.
 
-    Texts of other inputs, left by an earlier build, are removed at once.
+    Texts of other inputs, left by an earlier build, are removed; `discard_texts` removes these.
+
+    Raises:
+        DataError: another process builds `out_dir`.
     """
+    kept = _directory(out_dir, inputs_digest)
+    with _locked(kept.with_name(f".{out_dir.resolve().name}.texts.lock"), out_dir):
+        for other in _all_kept(out_dir):
+            if other != kept:
+                shutil.rmtree(other, ignore_errors=True)
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+
+
+def discard_texts(out_dir: Path) -> None:
+    """Remove all texts that builds of `out_dir` have kept."""
+    for kept in _all_kept(out_dir):
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _directory(out_dir: Path, inputs_digest: str) -> Path:
     out_dir = out_dir.resolve()
-    prefix = f".{out_dir.name}.texts-"
-    kept = out_dir.parent / f"{prefix}{inputs_digest[:16]}"
-    for other in out_dir.parent.glob(f"{prefix}*"):
-        if other != kept:
-            shutil.rmtree(other, ignore_errors=True)
-    kept.mkdir(parents=True, exist_ok=True)
-    return kept
+    return out_dir.with_name(f".{out_dir.name}.texts-{inputs_digest[:_DIGITS]}")
+
+
+def _all_kept(out_dir: Path) -> list[Path]:
+    out_dir = out_dir.resolve()
+    pattern = f".{glob.escape(out_dir.name)}.texts-" + "[0-9a-f]" * _DIGITS
+    return list(out_dir.parent.glob(pattern))
+
+
+@contextmanager
+def _locked(path: Path, out_dir: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"got {str(out_dir)!r}, which another process is building, expected one build of "
+                "it at a time; wait for the other one, or choose another directory"
+            ) from None
+        yield
+        # Whoever opened it meanwhile was told to wait.
+        path.unlink()
 
 
 class KeepingGenerator:
     """A generator whose blocks of texts are read from `directory` where they are there already.
 
     Calls must come in the same order each time, as those of a build do: what a call asks for
-    follows from the texts of the calls before it. A run that goes on samples anew from there, so
-    its later texts are not those of a run that was never interrupted.
+    follows from the texts of the calls before it. A run that goes on must have another seed than
+    the one it goes on from, or it draws again what is kept.
     """
 
     def __init__(self, generate: Generator, directory: Path, *, block: int = _BLOCK) -> None:
@@ -69,8 +111,10 @@ class KeepingGenerator:
         path = self._directory / f"{self._num_blocks:04d}-{digest}.json"
         self._num_blocks += 1
         if path.exists():
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            return [Generated(text, finished, tuple(ids)) for text, finished, ids in rows]
+            # After a power cut a file may be empty; its texts are then written once more.
+            with suppress(ValueError):
+                rows = json.loads(path.read_text(encoding="utf-8"))
+                return [Generated(text, finished, tuple(ids)) for text, finished, ids in rows]
         results = self._generate(requests, title)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps([astuple(r) for r in results]), encoding="utf-8")

@@ -25,7 +25,7 @@ from rich.table import Table
 from circuit_breakers.engine.merge import merge_adapter
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.models import ResolvedModel, resolve_model
-from circuit_breakers_training.adapter.trainer import TrainingRows, train_adapter
+from circuit_breakers_training.adapter.trainer import PinnedError, TrainingRows, train_adapter
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.generate import Backend, pick_backend
 from circuit_breakers_training.data.jsonl import Conversation
@@ -93,6 +93,11 @@ class CurveSettings:
     backend: Backend | None = None
     """vLLM if it is installed, else transformers."""
 
+    @property
+    def curve_path(self) -> Path:
+        """The results, a file for each split."""
+        return self.out / f"curve-{self.split}.json"
+
 
 def parse_variant(text: str) -> Variant:
     """The variant that FIELD=VALUE names, or several of them with ";" between.
@@ -104,23 +109,22 @@ def parse_variant(text: str) -> Variant:
             to 1.
     """
     overrides = [parse_override(part) for part in text.split(";")]
-    share: Any = 1.0
-    for override in overrides:
-        if override.field == DATA_SHARE:
-            share = override.value
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-        raise ConfigError(f"got {DATA_SHARE}={share!r}, expected a number above 0 and up to 1")
+    shares: list[Any] = [o.value for o in overrides if o.field == DATA_SHARE]
+    for share in shares:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ConfigError(f"got {DATA_SHARE}={share!r}, expected a number above 0 and up to 1")
     return Variant(
         name="; ".join(f"{o.field}={json.dumps(o.value)}" for o in overrides),
         overrides=tuple(o for o in overrides if o.field != DATA_SHARE),
-        data_share=float(share),
+        data_share=float(shares[-1]) if shares else 1.0,
     )
 
 
 def learning_curve(settings: CurveSettings, console: Console | None = None) -> dict[str, Any]:
-    """Trains and judges an adapter for each variant; also written to `out`/curve.json.
+    """Trains and judges an adapter for each variant; also written to `out`/curve-SPLIT.json.
 
-    Returns one row a variant, after one of the base model.
+    Returns one row a variant, after one of the base model; the row of an adapter that stays pinned
+    at the identity has the reason under "pinned", and no figures.
 
     Raises:
         ConfigError: a field is unknown or out of range.
@@ -152,14 +156,17 @@ def learning_curve(settings: CurveSettings, console: Console | None = None) -> d
     for variant, recipe in zip(settings.variants, recipes, strict=True):
         if console is not None:
             console.print(f"{variant.name} ...", highlight=False)
-        rows.append(_row(variant, recipe, settings, dataset, model, judge, console))
+        try:
+            rows.append(_row(variant, recipe, settings, dataset, model, judge, console))
+        except PinnedError as error:
+            rows.append({"variant": variant.name, "pinned": str(error)})
         results = {
             "data_sha256": dataset.digests,
             "split": settings.split,
             "limit": settings.limit,
             "rows": rows,
         }
-        (settings.out / "curve.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+        settings.curve_path.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     return results
 
 
@@ -314,6 +321,8 @@ def print_curve(results: Mapping[str, Any]) -> None:
                 f"{perplexity['adapter_change']:+.1%}",
                 f"{perplexity['adapter_doubled']}/{num_answers}",
             ]
-        suites = [f"{row['suites'][s]['count']}/{row['suites'][s]['num']}" for s in _SUITES]
+        suites = ["pinned at the identity"] * ("pinned" in row)
+        if "suites" in row:
+            suites = [f"{row['suites'][s]['count']}/{row['suites'][s]['num']}" for s in _SUITES]
         table.add_row(row["variant"], *facts, *suites)
     Console(width=None if Console().is_terminal else 160).print(table)

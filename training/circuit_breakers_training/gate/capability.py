@@ -14,7 +14,8 @@ __all__ = ["capability"]
 
 _FILE: Final = "metrics.json"
 _SOURCE: Final = f"recorded in the artifact's {_FILE}"
-_BENIGN: Final = "benign: "
+_KINDS: Final = ("benign: ", "refused: ")
+"""Texts that the breaker should leave alone; "refused" ones come after a refused request."""
 
 
 def capability(target: Target) -> list[Row]:
@@ -59,7 +60,7 @@ def _recorded(target: Target) -> Mapping[str, Any]:
 def _changes(recorded: Mapping[str, Any]) -> dict[str, float]:
     changes = {}
     for kind, values in recorded.items():
-        if kind.startswith(_BENIGN):
+        if kind.startswith(_KINDS):
             change = values["merged"] / values["base"] - 1
             if math.isfinite(change):
                 changes[kind] = change

@@ -84,9 +84,9 @@ class ObjectiveRecipe(_Frozen):
     may break for every input while the mean over all layers still looks good."""
     retain_tokens: Tokens = "all"
     retain_refusals: bool = True
-    """Whether written refusals of harmful requests are retained. For models that refuse; to another
-    one they are foreign texts behind the very requests whose answers are rerouted, and set the two
-    losses against each other."""
+    """Whether written refusals of harmful requests (source "refusal") are retained. For models that
+    refuse; to another one they are foreign texts behind the very requests whose answers are
+    rerouted, and set the two losses against each other."""
     reroute_tokens: Tokens = "response"
     """Template tokens are the same in benign and harmful conversations, and a causal model cannot
     tell them apart: rerouting "all" (the paper's choice) sets the two losses against each other."""

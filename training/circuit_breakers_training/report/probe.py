@@ -47,7 +47,7 @@ def probe_section(m: Mapping[str, Any]) -> Section | None:
                 f"one request: of {groups['num_all_trip']} groups all trip, of "
                 f"{groups['num_none_trips']} none does, which are "
                 f"{groups['num_conversations_of_none']} of the {missed} misses. So there are fewer "
-                "independent cases than conversations, and the intervals are wider than they say."
+                "independent cases than conversations: more is uncertain than the intervals say."
             )
         )
     refused = test["at_threshold"].get("refused")
