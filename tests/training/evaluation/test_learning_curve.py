@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from circuit_breakers.errors import ConfigError
-from circuit_breakers_training.data.dataset import load_dataset
+from circuit_breakers_training.data.dataset import SCHEMA_VERSION, load_dataset, write_dataset
+from circuit_breakers_training.data.split import SPLITS
 from circuit_breakers_training.evaluation.learning_curve import (
     CurveSettings,
     Variant,
@@ -84,7 +85,8 @@ def test_the_table_has_every_variant(
 ) -> None:
     print_curve(curve[0])
     printed = capsys.readouterr().out
-    assert all(row["variant"] in printed for row in curve[0]["rows"])
+    assert all(part in printed for row in curve[0]["rows"] for part in row["variant"].split("; "))
+    assert "pinned" in printed
 
 
 def test_parts_of_a_variant_go_together() -> None:
@@ -100,10 +102,14 @@ def test_parts_of_a_variant_go_together() -> None:
 def test_the_selection_split_is_asked_instead(
     curve: tuple[dict[str, Any], Path], roomy_llama: Path, data_dir: Path, tmp_path: Path
 ) -> None:
+    dataset = load_dataset(data_dir)
+    swapped = {name: list(getattr(dataset, name)) for name in SPLITS}
+    swapped["selection"], swapped["test"] = swapped["test"], swapped["selection"]
+    write_dataset(tmp_path / "swapped", swapped, {"schema_version": SCHEMA_VERSION})
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(f'model = "{roomy_llama}"\nsteps = 2\nbatch_size = 2\nprecision = "fp32"\n')
     settings = CurveSettings(
-        data=data_dir,
+        data=tmp_path / "swapped",
         out=tmp_path / "results",
         recipe=str(recipe),
         variants=(parse_variant("steps=2"),),
@@ -113,20 +119,13 @@ def test_the_selection_split_is_asked_instead(
         backend="transformers",
     )
     results = learning_curve(settings)
-    assert (results["split"], curve[0]["split"]) == ("selection", "test")
-    dataset = load_dataset(data_dir)
-    for found, asked in ((results, dataset.selection), (curve[0], dataset.test)):
-        measured = next(row for row in found["rows"] if "benign_perplexity" in row)
-        benign = [row for row in asked if row.label == "benign"]
-        expected = sum(
-            min(LIMIT, sum(row.source == source for row in benign))
-            for source in {row.source for row in benign}
-        )
-        assert measured["benign_perplexity"]["num_conversations"]["all"] == expected
-    assert (
-        results["rows"][-1]["benign_perplexity"]["perplexity"]["all"]["base"]
-        != (curve[0]["rows"][-2]["benign_perplexity"]["perplexity"]["all"]["base"])
-    )
+    assert json.loads((tmp_path / "results" / "curve-selection.json").read_text()) == results
+    # The same conversations as the other curve asks, and so the same base model.
+    (base, row), (other_base, other, *_) = results["rows"], curve[0]["rows"]
+    assert base == other_base
+    found, expected = row["benign_perplexity"], other["benign_perplexity"]
+    assert found["num_conversations"] == expected["num_conversations"]
+    assert found["perplexity"]["all"]["base"] == expected["perplexity"]["all"]["base"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from circuit_breakers.engine.merge import merge_adapter
 from circuit_breakers.errors import ConfigError
@@ -289,7 +289,7 @@ def _share_of(rows: TrainingRows, share: float) -> TrainingRows:
 def print_curve(results: Mapping[str, Any]) -> None:
     """A table on standard output, one row a variant."""
     table = Table(
-        "variant",
+        Column("variant", min_width=28),
         *(
             "harmful",
             "benign",
@@ -321,7 +321,7 @@ def print_curve(results: Mapping[str, Any]) -> None:
                 f"{perplexity['adapter_change']:+.1%}",
                 f"{perplexity['adapter_doubled']}/{num_answers}",
             ]
-        suites = ["pinned at the identity"] * ("pinned" in row)
+        suites = ["pinned"] * ("pinned" in row)
         if "suites" in row:
             suites = [f"{row['suites'][s]['count']}/{row['suites'][s]['num']}" for s in _SUITES]
         table.add_row(row["variant"], *facts, *suites)
