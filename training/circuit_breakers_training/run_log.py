@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from circuit_breakers_training.adapter.checkpoint import write_atomically
+from circuit_breakers.artifact.files import write_atomically
 
 __all__ = ["RunLog", "peak_rss_mib", "read_metrics"]
 

@@ -25,8 +25,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from circuit_breakers.artifact.files import write_atomically
 from circuit_breakers.errors import ConfigError
-from circuit_breakers_training.adapter.checkpoint import write_atomically
 from circuit_breakers_training.run_log import peak_rss_mib
 
 __all__ = ["WorkDir", "json_digest", "progress_bar"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from circuit_breakers.errors import ArtifactError
 
-__all__ = ["list_files", "publish", "read_file", "write_files"]
+__all__ = ["list_files", "publish", "read_file", "write_atomically", "write_files"]
 
 
 def list_files(root: Path) -> set[str]:
@@ -64,6 +64,17 @@ def write_files(root: Path, contents: Mapping[str, bytes]) -> None:
             os.fsync(file.fileno())
     for directory in directories:
         _fsync_directory(directory)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or not there, even after a crash."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _fsync_directory(path.parent)
 
 
 def publish(partial: Path, out: Path) -> None:

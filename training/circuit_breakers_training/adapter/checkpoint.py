@@ -8,7 +8,6 @@ next run may have another number of processes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from circuit_breakers.artifact.files import write_atomically
 from circuit_breakers.errors import ConfigError
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint", "write_atomically"]
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 _VERSION = "2"
 
@@ -74,18 +74,3 @@ def load_checkpoint(path: Path, *, run_digest: str) -> Checkpoint | None:
             "recipe and data it was made with"
         )
     return Checkpoint(step=int(metadata["step"]), tensors=tensors)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there, even after a crash."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from circuit_breakers.artifact.files import write_atomically
 from circuit_breakers.errors import ConfigError
-from circuit_breakers_training.adapter.checkpoint import write_atomically
 from circuit_breakers_training.blocks import decoder_blocks
 from circuit_breakers_training.recipes.config import Recipe
 

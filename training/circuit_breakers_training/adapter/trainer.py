@@ -23,13 +23,12 @@ from typing import Any
 
 from rich.console import Console
 
-from circuit_breakers.artifact.files import publish
+from circuit_breakers.artifact.files import publish, write_atomically
 from circuit_breakers.errors import ConfigError, DataError
 from circuit_breakers_training.adapter.blank_prompts import blank_prompts
 from circuit_breakers_training.adapter.checkpoint import (
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 from circuit_breakers_training.adapter.heldout import HeldoutCosine, heldout_cosine
 from circuit_breakers_training.adapter.optimizer_step import take_step

@@ -25,7 +25,12 @@ from circuit_breakers_training.data.dataset import (
 )
 from circuit_breakers_training.data.generate import Backend, open_generator, pick_backend
 from circuit_breakers_training.data.jsonl import Conversation
-from circuit_breakers_training.data.kept_texts import KeepingGenerator, discard_texts, kept_texts
+from circuit_breakers_training.data.kept_texts import (
+    KeepingGenerator,
+    count_blocks,
+    discard_texts,
+    kept_texts,
+)
 from circuit_breakers_training.data.magpie import sample_user_prompts, turn_template
 from circuit_breakers_training.data.plan import plan_refusals, plan_rows, plan_sampled, plan_written
 from circuit_breakers_training.data.responses import (
@@ -114,11 +119,10 @@ def build_dataset(
     written = plan_written(seed, extra_sets, prompt_limit)
     with kept_texts(out_dir, inputs) as kept:
         # A run that goes on must not draw again what it has.
-        num_kept = len(list(kept.glob("*.json")))
         with open_generator(
             resolved.path,
             used_backend,
-            seed=seed + _SEEDS_APART * num_kept,
+            seed=seed + _SEEDS_APART * count_blocks(kept),
             max_model_len=MAX_PROMPT_TOKENS + max_new_tokens,
         ) as generator:
             set_chat_template(generator.tokenizer, chat_template)

@@ -15,10 +15,11 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, Final
 
+from circuit_breakers.artifact.files import write_atomically
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.generate import Generated, Generator, Request
 
-__all__ = ["KeepingGenerator", "discard_texts", "kept_texts"]
+__all__ = ["KeepingGenerator", "count_blocks", "discard_texts", "kept_texts"]
 
 _DIGITS: Final = 16
 
@@ -35,8 +36,8 @@ def kept_texts(out_dir: Path, inputs_digest: str) -> Iterator[Path]:
     Raises:
         DataError: another process builds `out_dir`.
     """
-    kept = _directory(out_dir, inputs_digest)
-    with _locked(kept.with_name(f".{out_dir.resolve().name}.texts.lock"), out_dir):
+    kept = _beside(out_dir, f".texts-{inputs_digest[:_DIGITS]}")
+    with _locked(_beside(out_dir, ".texts.lock"), out_dir):
         for other in _all_kept(out_dir):
             if other != kept:
                 shutil.rmtree(other, ignore_errors=True)
@@ -50,15 +51,19 @@ def discard_texts(out_dir: Path) -> None:
         shutil.rmtree(kept, ignore_errors=True)
 
 
-def _directory(out_dir: Path, inputs_digest: str) -> Path:
+def count_blocks(directory: Path) -> int:
+    """How many blocks of texts are kept there."""
+    return len(list(directory.glob("*.json")))
+
+
+def _beside(out_dir: Path, suffix: str) -> Path:
     out_dir = out_dir.resolve()
-    return out_dir.with_name(f".{out_dir.name}.texts-{inputs_digest[:_DIGITS]}")
+    return out_dir.with_name(f".{out_dir.name}{suffix}")
 
 
 def _all_kept(out_dir: Path) -> list[Path]:
-    out_dir = out_dir.resolve()
-    pattern = f".{glob.escape(out_dir.name)}.texts-" + "[0-9a-f]" * _DIGITS
-    return list(out_dir.parent.glob(pattern))
+    start = _beside(out_dir, ".texts-")
+    return list(start.parent.glob(glob.escape(start.name) + "[0-9a-f]" * _DIGITS))
 
 
 @contextmanager
@@ -111,12 +116,10 @@ class KeepingGenerator:
         path = self._directory / f"{self._num_blocks:04d}-{digest}.json"
         self._num_blocks += 1
         if path.exists():
-            # After a power cut a file may be empty; its texts are then written once more.
+            # A file that is damaged all the same costs its own texts, not the build.
             with suppress(ValueError):
                 rows = json.loads(path.read_text(encoding="utf-8"))
                 return [Generated(text, finished, tuple(ids)) for text, finished, ids in rows]
         results = self._generate(requests, title)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps([astuple(r) for r in results]), encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, json.dumps([astuple(r) for r in results]).encode())
         return results
