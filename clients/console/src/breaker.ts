@@ -16,7 +16,7 @@ export function showBreaker(breaker: Breaker): void {
   ];
   if (base.revision) facts.splice(3, 0, ['Revision', base.revision.slice(0, 16), base.revision]);
   if (point === null) {
-    facts.push(['Promise', 'none: the thresholds are the operator’s own']);
+    facts.push(['Promise', 'none: thresholds or phases are the operator’s own']);
   } else {
     facts.push(
       ['Promise', `at most ${percent(point.target_fpr)} of benign conversations trip`],

@@ -38,7 +38,8 @@ class PolicyState(openai.BaseModel):
     judged: list[str]
     """Names of the probes that are judged."""
     operating_point: dict[str, Any] | None = None
-    """The promise that the thresholds keep; None for thresholds of the operator's own."""
+    """The promise that the policy keeps; None for thresholds of the operator's own, and where means
+    start with the completion."""
     probes: list[dict[str, Any]]
 
 

@@ -12,7 +12,8 @@ export interface PolicyState {
   phases: Phase[];
   /** Names of the probes that are judged. */
   judged: string[];
-  /** The promise that the thresholds keep; null for thresholds of the operator's own. */
+  /** The promise that the policy keeps; null for thresholds of the operator's own, and where means
+   * start with the completion. */
   operating_point: Record<string, unknown> | null;
   probes: Record<string, unknown>[];
 }

@@ -86,7 +86,7 @@ def _policy_json(served: ServedPolicy) -> dict[str, Any]:
     policy = served.policy
     # The same in every probe that was calibrated together with the others.
     in_force = policy.probes[0].calibration
-    # Thresholds of the operator's own rest on no calibration.
+    # Thresholds of the operator's own, and means of the completion alone, rest on no calibration.
     unknown = None if served.keeps_promise else {"calibration"}
     return {
         "mode": policy.mode,

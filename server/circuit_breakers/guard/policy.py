@@ -93,6 +93,18 @@ class Policy:
         """
         return max(p.aggregation.window or 1 for p in self.probes)
 
+    @cached_property
+    def may_outscore_calibration(self) -> bool:
+        """Whether a running score may be above that of the whole stream, which was calibrated.
+
+        A mean that starts with the completion is one over fewer tokens; a maximum over fewer is
+        never higher.
+        """
+        return "prompt" not in self.phases and any(
+            judges and probe.aggregation.kind != "max"
+            for probe, judges in zip(self.probes, self.judges_K, strict=True)
+        )
+
     def running_scores(self, num_prompt_tokens: int) -> RunningScores:
         """Those of a stream at its start; of a completion that is judged alone, at its first
         token."""

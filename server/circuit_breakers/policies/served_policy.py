@@ -25,12 +25,17 @@ class ServedPolicy:
     action: TripAction = "stop"
     refusal: str = DEFAULT_REFUSAL
     """Stands in the place of a tripped text under action `refuse`."""
-    keeps_promise: bool = True
-    """The thresholds are those of a calibrated promise, not somebody's own."""
+    has_calibrated_thresholds: bool = True
+    """They are those of a promise, not somebody's own."""
 
     @property
     def name(self) -> str:
         return self.policy.name
+
+    @property
+    def keeps_promise(self) -> bool:
+        """Whether the calibrated rate holds for these thresholds and running scores."""
+        return self.has_calibrated_thresholds and not self.policy.may_outscore_calibration
 
 
 def served_policy(
@@ -39,7 +44,8 @@ def served_policy(
     """A policy of the file, with what it leaves out taken from the server's own.
 
     Raises:
-        ConfigError: the breaker has no such probe, or its data does not support the promise.
+        ConfigError: the breaker has no such probe, or its data or the policy's phases do not
+            support the promise.
     """
     known = [probe.name for probe in manifest.probes]
     named = set(spec.probes or ()) | set(_table(spec.threshold))
@@ -59,7 +65,7 @@ def served_policy(
         policy=policy,
         action=spec.action,
         refusal=spec.refusal or DEFAULT_REFUSAL,
-        keeps_promise=default.keeps_promise,
+        has_calibrated_thresholds=default.has_calibrated_thresholds,
     )
     if spec.threshold is not None:
         return at_threshold(served, spec.threshold)
@@ -75,11 +81,18 @@ def at_target_fpr(served: ServedPolicy, target_fpr: float, manifest: Manifest) -
     """The same policy with the thresholds of a promise.
 
     Raises:
-        CalibrationError: the breaker's data does not support it.
+        CalibrationError: the breaker's data does not support it, or nobody knows how often the
+            policy trips.
     """
+    if served.policy.may_outscore_calibration:
+        raise CalibrationError(
+            f"got target_fpr {target_fpr:g} for policy {served.name!r}, whose means start with the "
+            "completion, expected one that judges the prompt too, as the calibration did; judge "
+            "both phases, or leave target_fpr out"
+        )
     probes = probes_at(manifest, target_fpr)
     policy = dataclasses.replace(served.policy, probes=probes)
-    return dataclasses.replace(served, policy=policy, keeps_promise=True)
+    return dataclasses.replace(served, policy=policy, has_calibrated_thresholds=True)
 
 
 def at_threshold(served: ServedPolicy, threshold: float | Mapping[str, float]) -> ServedPolicy:
@@ -96,7 +109,7 @@ def at_threshold(served: ServedPolicy, threshold: float | Mapping[str, float]) -
         for probe in served.policy.probes
     )
     policy = dataclasses.replace(served.policy, probes=probes)
-    return dataclasses.replace(served, policy=policy, keeps_promise=False)
+    return dataclasses.replace(served, policy=policy, has_calibrated_thresholds=False)
 
 
 def _table(threshold: float | Mapping[str, float] | None) -> Mapping[str, float]:

@@ -11,9 +11,9 @@ from circuit_breakers.guard.policy import Policy
 from circuit_breakers.policies.policy_file import PolicySpec
 from circuit_breakers.policies.served_policy import DEFAULT_REFUSAL, ServedPolicy, served_policy
 
-from .manifests import manifest
+from .manifests import MAX, MEAN, manifest
 
-MANIFEST = manifest((4.0, 6.0))
+MANIFEST = manifest((4.0, 6.0), (MAX, MEAN))
 OWN = ServedPolicy(policy=Policy.from_manifest(MANIFEST, "observe", 0.05))
 
 
@@ -39,6 +39,16 @@ def test_thresholds_are_those_of_the_promise_or_ones_own() -> None:
     some = served(threshold={"p1": 1.5})
     assert thresholds(some) == [3.0, 1.5]
     assert not some.keeps_promise
+
+
+def test_means_of_the_completion_alone_keep_no_promise() -> None:
+    late = served(phases=["completion"])
+    assert thresholds(late) == [3.0, 5.0]
+    assert not late.keeps_promise
+    assert served(phases=["prompt"]).keeps_promise
+    assert served(phases=["completion"], probes=["p0"], target_fpr=0.01).keeps_promise
+    with pytest.raises(ConfigError, match=r"\[policies\.named\] target_fpr: .*judge both phases"):
+        served(phases=["completion"], target_fpr=0.01)
 
 
 def test_probes_that_are_left_out_are_not_judged() -> None:

@@ -176,6 +176,12 @@ def test_what_would_loosen_is_named(value: Any, message: str) -> None:
         asked(value, **named)
 
 
+def test_a_promise_cannot_be_asked_for_where_means_start_with_the_completion() -> None:
+    late = changed(phases=frozenset({"completion"}), name="late")
+    with pytest.raises(PolicyRequestError, match="policy 'late', whose means start with the"):
+        asked({"target_fpr": 0.05}, late)
+
+
 def test_text_that_is_withheld_stays_withheld() -> None:
     refusing = changed(action="refuse")
     strict = changed(action="stop", thresholds=(1, 1, 1), name="strict")
