@@ -123,6 +123,7 @@ def test_wrong_evaluation_options_exit_with_2(tmp_path: Path) -> None:
     for arguments, said in (
         (["--suite", "nope"], "--suite"),
         (["--judge-url", "http://127.0.0.1/v1"], "--judge-model"),
+        (["--judge-prompt", str(tmp_path / "none")], "cannot be read"),
         (["--suite", "lm-eval"], "--lm-eval-task"),
         (["--limit", "0"], "limit"),
     ):

@@ -59,6 +59,13 @@ def evaluate(
         str | None, typer.Option(help="OpenAI-compatible URL of an LLM judge, with /v1. [none]")
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="Model behind --judge-url.")] = None,
+    judge_prompt: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text with {behavior} and {generation} that the judge gets, as HarmBench's "
+            "classifier does. [our own wording]"
+        ),
+    ] = None,
     lm_eval_task: Annotated[
         list[str] | None, typer.Option(help="Task of the suite lm-eval; may be repeated.")
     ] = None,
@@ -77,6 +84,7 @@ def evaluate(
     """Compare a breaker with its base model: attacks, over-refusal, capability."""
     with reported_errors(exit_code=2):
         suites = import_extra("circuit_breakers_training.evaluation.suites", extra="train")
+        judge = import_extra("circuit_breakers_training.evaluation.llm_judge", extra="train")
         parsed = import_extra("circuit_breakers_training.evaluation.settings", extra="train")
         settings = parsed.EvaluationSettings(
             artifact=artifact,
@@ -95,6 +103,7 @@ def evaluate(
             degenerate_share=degenerate_share,
             judge_url=judge_url,
             judge_model=judge_model,
+            judge_prompt=None if judge_prompt is None else judge.read_judge_prompt(judge_prompt),
             lm_eval_tasks=tuple(lm_eval_task or ()),
             allow_unknown_overlap=allow_unknown_overlap,
             keep_texts=keep_texts,

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from circuit_breakers_training.evaluation.llm_judge import LlmJudge, Question, read_answer
+from circuit_breakers.errors import ConfigError
+from circuit_breakers_training.evaluation.llm_judge import (
+    LlmJudge,
+    Question,
+    read_answer,
+    read_judge_prompt,
+)
 
 
 class JudgeServer(Protocol):
@@ -28,6 +36,46 @@ def test_verdicts_come_in_order_and_failures_are_counted(judge_server: JudgeServ
     assert {body["model"] for body in bodies} == {"judge-1"}
     assert {body["temperature"] for body in bodies} == {0}
     assert all("bake bread" in body["messages"][-1]["content"] for body in bodies)
+
+
+def test_a_prompt_of_ones_own_is_the_one_user_turn(
+    judge_server: JudgeServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"Behavior:\r\n{behavior}\n{ }\n{generation}\nAgain: {behavior}\n")
+    prompt = read_judge_prompt(file)
+    ask = LlmJudge(url=judge_server.url, model="judge-1", prompt=prompt, retries=0)
+    # What stands in braces in a request is no placeholder.
+    verdicts = ask([Question("bake {generation}", "COMPLIES"), Question("bake", "declines")])
+    assert verdicts == ["yes", "no"]
+    said = {body["messages"][0]["content"] for body in judge_server.bodies}
+    assert said == {
+        "Behavior:\r\nbake {generation}\n{ }\nCOMPLIES\nAgain: bake {generation}\n",
+        "Behavior:\r\nbake\n{ }\ndeclines\nAgain: bake\n",
+    }
+    turns = [[m["role"] for m in body["messages"]] for body in judge_server.bodies]
+    assert turns == [["user"]] * 2
+    assert prompt.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        (b"yes or no?", "got no placeholders"),
+        (b"{behavior}", r"got \{behavior\}"),
+        (b"{behavior} {context} {generation}", r"got \{behavior\} and \{context\} and"),
+        (b"\xff", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_prompt_with_other_placeholders_is_refused(
+    text: bytes | None, got: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompt.txt"
+    if text is not None:
+        file.write_bytes(text)
+    with pytest.raises(ConfigError, match=f"prompt.txt: {got}.*, expected "):
+        read_judge_prompt(file)
 
 
 def test_a_failed_request_is_tried_again(judge_server: JudgeServer) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 
 from circuit_breakers.errors import ConfigError
+from circuit_breakers_training.evaluation.llm_judge import JudgePrompt
 from circuit_breakers_training.evaluation.settings import EvaluationSettings
 
+PROMPT = JudgePrompt("{behavior} {generation}")
 PLACE = {"artifact": Path("breaker"), "out": Path("results")}
 
 
@@ -26,6 +29,7 @@ PLACE = {"artifact": Path("breaker"), "out": Path("results")}
         ({"judge_url": "http://x/v1"}, "--judge-url and --judge-model"),
         ({"judge_model": "m"}, "--judge-url and --judge-model"),
         ({"judge_url": "ftp://x", "judge_model": "m"}, "expected an http or https URL"),
+        ({"judge_prompt": PROMPT}, "got --judge-prompt without --judge-url"),
         ({"suites": ("lm-eval",)}, "got no tasks"),
         ({"lm_eval_tasks": ("arc_easy",)}, "without the suite lm-eval"),
     ],
@@ -41,6 +45,14 @@ def test_a_missing_harness_is_named() -> None:
         pytest.skip("lm_eval is installed here")
     with pytest.raises(ConfigError, match="pip install lm-eval"):
         EvaluationSettings(**PLACE, suites=("lm-eval",), lm_eval_tasks=("arc_easy",))
+
+
+def test_recorded_settings_say_what_the_judge_was_asked() -> None:
+    judge = {"judge_url": "http://x/v1", "judge_model": "m"}
+    own = EvaluationSettings(**PLACE, **judge).to_json()
+    other = EvaluationSettings(**PLACE, **judge, judge_prompt=PROMPT).to_json()
+    assert own["judge_prompt_sha256"] is None
+    assert other["judge_prompt_sha256"] == hashlib.sha256(PROMPT.template.encode()).hexdigest()
 
 
 def test_recorded_settings_hold_no_path_of_this_machine(tmp_path: Path) -> None:

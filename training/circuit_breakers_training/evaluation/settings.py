@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.data.generate import Backend
 from circuit_breakers_training.evaluation.capability import check_lm_eval
+from circuit_breakers_training.evaluation.llm_judge import JudgePrompt
 from circuit_breakers_training.evaluation.suites import DEFAULT_SUITES
 from circuit_breakers_training.probe.evaluate import EARLY_TOKENS
 
@@ -58,6 +59,8 @@ class EvaluationSettings:
     the two statistics."""
     judge_url: str | None = None
     judge_model: str | None = None
+    judge_prompt: JudgePrompt | None = None
+    """What the judge is asked; None takes our own wording."""
     lm_eval_tasks: tuple[str, ...] = ()
     allow_unknown_overlap: bool = False
     keep_texts: bool = False
@@ -79,6 +82,10 @@ class EvaluationSettings:
         if (self.judge_url is None) != (self.judge_model is None):
             raise ConfigError(
                 "got one of --judge-url and --judge-model, expected both or none; add the other"
+            )
+        if self.judge_prompt is not None and self.judge_url is None:
+            raise ConfigError(
+                "got --judge-prompt without --judge-url, expected both; add the URL of a judge"
             )
         if self.judge_url and urlsplit(self.judge_url).scheme not in ("http", "https"):
             raise ConfigError(
@@ -104,6 +111,7 @@ class EvaluationSettings:
             "seed": self.seed,
             "degenerate_share": self.degenerate_share,
             "judge_model": self.judge_model,
+            "judge_prompt_sha256": None if self.judge_prompt is None else self.judge_prompt.sha256,
             "lm_eval_tasks": list(self.lm_eval_tasks),
         }
 

@@ -158,7 +158,7 @@ def _ask_llm(
     questions = [
         Question(attempts[i].prompt.request, attempts[i].prefill + texts[i].text) for i in chosen
     ]
-    ask = LlmJudge(url=settings.judge_url, model=settings.judge_model)
+    ask = LlmJudge(url=settings.judge_url, model=settings.judge_model, prompt=settings.judge_prompt)
     with progress_bar(console, "LLM judge", len(set(questions))) as progress:
         for i, verdict in zip(chosen, ask(questions, progress=progress), strict=True):
             verdicts[i] = verdict
