@@ -11,7 +11,11 @@ import pytest
 from circuit_breakers.artifact import Breaker, load_breaker
 from circuit_breakers.errors import ArtifactError, DataError
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
-from circuit_breakers_training.data.overlap import prompt_digests
+from circuit_breakers_training.data.overlap import (
+    nearly_overlapping,
+    prompt_digests,
+    user_turns,
+)
 from circuit_breakers_training.evaluation.held_out import (
     DIGESTS_FILE,
     check_held_out,
@@ -62,6 +66,25 @@ def test_prompts_of_other_splits_are_refused_and_named(
     assert "direct" not in said
     assert repr(seen[0]) in said
     assert ", ...)" in said  # three are shown
+
+
+def test_near_duplicates_are_refused_where_the_very_dataset_is_at_hand(
+    breaker: Breaker, dataset: Dataset
+) -> None:
+    requests = {"direct": ["new", dataset.selection[0].prompt.replace(" ", ", ", 1)]}
+    said = r"got 1 of 2 prompts that the breaker's selection split holds, in these words or nearly"
+    with pytest.raises(DataError, match=said):
+        check_held_out(breaker, dataset, requests, allow_unknown=False)
+    other = replace(dataset, digests={"train.jsonl": "0" * 64})
+    assert check_held_out(breaker, other, requests, allow_unknown=False) == "none"
+
+
+def test_the_own_test_split_may_share_words_with_training(
+    breaker: Breaker, dataset: Dataset
+) -> None:
+    test = [row.prompt for row in dataset.test]
+    assert nearly_overlapping(user_turns(dataset.train), test)
+    assert check_held_out(breaker, dataset, {"direct": test}, allow_unknown=False) == "none"
 
 
 def test_long_prompts_are_cut_in_the_message(breaker: Breaker, dataset: Dataset) -> None:

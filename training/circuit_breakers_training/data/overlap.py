@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from circuit_breakers_training.data.groups import near_duplicates
 from circuit_breakers_training.data.jsonl import Conversation
 
-__all__ = ["nearly_overlapping", "overlapping", "prompt_digest", "prompt_digests"]
+__all__ = ["nearly_overlapping", "overlapping", "prompt_digest", "prompt_digests", "user_turns"]
 
 
 def prompt_digest(prompt: str) -> str:
@@ -20,13 +20,18 @@ def prompt_digest(prompt: str) -> str:
     return hashlib.sha256(normalised.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def prompt_digests(rows: Iterable[Conversation]) -> tuple[str, ...]:
-    """Digests of all user turns of `rows`, each once, sorted.
+def user_turns(rows: Iterable[Conversation]) -> list[str]:
+    """All user turns of `rows`, each once.
 
     Earlier turns count too: a prompt was trained on wherever it stands in a conversation.
     """
     turns = (m.content for row in rows for m in row.messages if m.role == "user")
-    return tuple(sorted({prompt_digest(turn) for turn in turns}))
+    return list(dict.fromkeys(turns))
+
+
+def prompt_digests(rows: Iterable[Conversation]) -> tuple[str, ...]:
+    """Digests of all user turns of `rows`, each once, sorted."""
+    return tuple(sorted({prompt_digest(turn) for turn in user_turns(rows)}))
 
 
 def overlapping(digests: Iterable[str], prompts: Iterable[str]) -> list[str]:

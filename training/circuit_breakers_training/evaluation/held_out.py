@@ -1,7 +1,10 @@
 """Whether a breaker has seen the prompts that it is evaluated on.
 
 Training stores digests of the prompts of every split in the artifact. Prompts of train, selection
-and calibration are refused: the adapter, the probe or its threshold were made for them.
+and calibration are refused: the adapter, the probe or its threshold were made for them. Where the
+very dataset is at hand, so are prompts that use nearly the words of those. Prompts of its own test
+split are not compared in that way: they were kept apart by groups, and what is alike in different
+groups was meant to be.
 """
 
 from __future__ import annotations
@@ -13,7 +16,12 @@ from typing import Final, Literal
 from circuit_breakers.artifact import Breaker
 from circuit_breakers.errors import ArtifactError, DataError
 from circuit_breakers_training.data.dataset import Dataset
-from circuit_breakers_training.data.overlap import overlapping, prompt_digests
+from circuit_breakers_training.data.overlap import (
+    nearly_overlapping,
+    overlapping,
+    prompt_digests,
+    user_turns,
+)
 from circuit_breakers_training.data.split import SPLITS
 
 __all__ = ["DIGESTS_FILE", "Overlap", "check_held_out", "digests_file", "read_digests"]
@@ -51,7 +59,7 @@ def read_digests(breaker: Breaker, dataset: Dataset | None) -> Mapping[str, Sequ
                 f"{path}: got other keys, expected {', '.join(SPLITS)}; train it again"
             )
         return digests
-    if dataset is not None and dataset.digests == breaker.manifest.data_sha256:
+    if dataset is not None and _is_source(dataset, breaker):
         return {name: prompt_digests(getattr(dataset, name)) for name in SPLITS}
     return None
 
@@ -80,18 +88,32 @@ def check_held_out(
             "again, give the dataset that it was trained on with --data, or pass "
             "--allow-unknown-overlap, which the report will say"
         )
+    prompts = list(dict.fromkeys(prompt for own in requests.values() for prompt in own))
+    seen = {split: set(overlapping(digests[split], prompts)) for split in _SEEN}
+    holds = "holds"
+    if dataset is not None and _is_source(dataset, breaker):
+        held_out = set(overlapping(digests["test"], prompts))
+        others = [prompt for prompt in prompts if prompt not in held_out]
+        for split in _SEEN:
+            seen[split].update(nearly_overlapping(user_turns(getattr(dataset, split)), others))
+        holds = "holds, in these words or nearly"
     found = [
-        f"suite {suite!r}: got {len(seen)} of {len(set(own))} prompts that the breaker's {split} "
-        f"split holds ({_shown(seen)})"
+        f"suite {suite!r}: got {len(same)} of {len(set(own))} prompts that the breaker's {split} "
+        f"split {holds} ({_shown(same)})"
         for suite, own in requests.items()
         for split in _SEEN
-        if (seen := overlapping(digests[split], dict.fromkeys(own)))
+        if (same := [prompt for prompt in dict.fromkeys(own) if prompt in seen[split]])
     ]
     if found:
         raise DataError(
             f"{'; '.join(found)}; expected none; remove them, or train a breaker without them"
         )
     return "none"
+
+
+def _is_source(dataset: Dataset, breaker: Breaker) -> bool:
+    """Whether it is, byte for byte, the one that the breaker was made from."""
+    return dataset.digests == breaker.manifest.data_sha256
 
 
 def _shown(prompts: Sequence[str]) -> str:
