@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from circuit_breakers.errors import CalibrationError, ConfigError, ModelError
+from circuit_breakers_training import pipeline
+from circuit_breakers_training.data.dataset import Dataset
 from circuit_breakers_training.pipeline import breaker_name, run_training
 from circuit_breakers_training.recipes.config import Recipe
 
@@ -86,6 +88,31 @@ def test_never_replaces_what_it_did_not_make(
     with pytest.raises(ConfigError, match="other files"):
         run_training(recipe, tmp_path / "other", data_dir=data_dir, resume=False)
     assert (tmp_path / "other.work" / "thesis.tex").read_text() == "precious"
+
+
+def test_a_second_run_at_the_same_time_is_refused(
+    recipe: Recipe, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = pipeline.load_dataset
+
+    def load_while_another_starts(directory: Path) -> Dataset:
+        monkeypatch.undo()
+        with pytest.raises(ConfigError, match=r"breaker\.work', which another run is working in"):
+            run_training(recipe, tmp_path / "breaker", data_dir=data_dir, resume=False)
+        (tmp_path / "breaker.work" / "touched").rmdir()
+        return load(directory)
+
+    (tmp_path / "breaker.work" / "touched").mkdir(parents=True)
+    (tmp_path / "breaker.work" / "circuit-breakers-work.json").write_text("{}")
+    monkeypatch.setattr(pipeline, "load_dataset", load_while_another_starts)
+    probe = recipe.probe.model_copy(update={"target_fpr": 0.01})
+    # The second time, nothing of the first is in its way.
+    for _ in range(2):
+        with pytest.raises(CalibrationError, match="got 70 benign"):
+            run_training(
+                recipe.model_copy(update={"probe": probe}), tmp_path / "breaker", data_dir=data_dir
+            )
+    assert not (tmp_path / "breaker.work" / "touched").exists(), "another run was refused"
 
 
 def test_breaker_name_is_a_label() -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -30,6 +31,7 @@ from circuit_breakers.errors import ConfigError
 from circuit_breakers.models import resolve_model
 from circuit_breakers_training.adapter.trainer import AdapterResult
 from circuit_breakers_training.data.dataset import load_dataset
+from circuit_breakers_training.directory_lock import locked
 from circuit_breakers_training.environment import describe_environment, machine_text
 from circuit_breakers_training.evaluation.held_out import DIGESTS_FILE, digests_file
 from circuit_breakers_training.export import pick_canaries, provable
@@ -88,7 +90,7 @@ def run_training(
         DataError: the data cannot be read, or a split lacks a label.
         CalibrationError: too few benign conversations for the promised false-positive rate, or no
             harmful one trips.
-        ConfigError: the recipe does not fit the model, or `out` is taken.
+        ConfigError: the recipe does not fit the model, `out` is taken, or another run works on it.
     """
     # What can be refused is refused before minutes are spent.
     if out.exists() and not overwrite:
@@ -107,22 +109,31 @@ def run_training(
     )
     check_mergeable(model.path)
     transformers_logging.disable_progress_bar()
-    run = Run(
-        recipe=recipe,
-        model=model,
-        work=_work_dir(out, processes, resume=resume),
-        console=console if processes.is_main else None,
-        tokenizer=load_tokenizer(model.path, recipe.chat_template),
-        processes=processes,
-    )
+    with _work_dir(out, processes, resume=resume) as work:
+        run = Run(
+            recipe=recipe,
+            model=model,
+            work=work,
+            console=console if processes.is_main else None,
+            tokenizer=load_tokenizer(model.path, recipe.chat_template),
+            processes=processes,
+        )
+        return _make_breaker(run, out, name=name, data_dir=data_dir, overwrite=overwrite)
+
+
+def _make_breaker(
+    run: Run, out: Path, *, name: str | None, data_dir: Path | None, overwrite: bool
+) -> Breaker | None:
+    """All stages; arguments and result are those of run_training."""
+    recipe, model = run.recipe, run.model
     dataset = build_data(run) if data_dir is None else load_dataset(data_dir)
     splits = render_splits(run, dataset)
     num_benign = sum(expected_verdict(r.conversation) == "benign" for r in splits["calibration"])
     num_trips_allowed(num_benign, recipe.probe.target_fpr, recipe.probe.confidence)
 
     adapter = train(run, dataset)
-    processes.leave()
-    if not processes.is_main:
+    run.processes.leave()
+    if not run.processes.is_main:
         return None
     probe = choose_probe(run, dataset, splits, adapter)
     scored = score_splits(run, dataset, splits, adapter, probe.candidate)
@@ -182,10 +193,20 @@ def run_training(
     return breaker
 
 
-def _work_dir(out: Path, processes: Processes, *, resume: bool) -> WorkDir:
-    """The main process opens it, before any other looks into it."""
-    with processes.main_first():
-        return WorkDir(out.with_name(f"{out.name}.work"), resume=resume, owner=processes.is_main)
+@contextmanager
+def _work_dir(out: Path, processes: Processes, *, resume: bool) -> Iterator[WorkDir]:
+    """The main process locks and opens it, before any other looks into it."""
+    path = out.with_name(f"{out.name}.work")
+    taken = ConfigError(
+        f"got {str(path)!r}, which another run is working in, expected one run at a time; wait for "
+        "the other one, or choose another output directory"
+    )
+    with ExitStack() as locks:
+        with processes.main_first():
+            if processes.is_main:
+                locks.enter_context(locked(path, taken))
+            work = WorkDir(path, resume=resume, owner=processes.is_main)
+        yield work
 
 
 def breaker_name(model_name: str) -> str:

@@ -4,7 +4,6 @@ A build writes for the better part of an hour, and all of its files come at the 
 killed one starts again from nothing.
 """
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -18,6 +17,7 @@ from typing import Any, Final
 from circuit_breakers.artifact.files import write_atomically
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.generate import Generated, Generator, Request
+from circuit_breakers_training.directory_lock import beside, locked
 
 __all__ = ["KeepingGenerator", "count_blocks", "discard_texts", "kept_texts"]
 
@@ -36,8 +36,12 @@ def kept_texts(out_dir: Path, inputs_digest: str) -> Iterator[Path]:
     Raises:
         DataError: another process builds `out_dir`.
     """
-    kept = _beside(out_dir, f".texts-{inputs_digest[:_DIGITS]}")
-    with _locked(_beside(out_dir, ".texts.lock"), out_dir):
+    kept = beside(out_dir, f".texts-{inputs_digest[:_DIGITS]}")
+    taken = DataError(
+        f"got {str(out_dir)!r}, which another process is building, expected one build of it at a "
+        "time; wait for the other one, or choose another directory"
+    )
+    with locked(out_dir, taken):
         for other in _all_kept(out_dir):
             if other != kept:
                 shutil.rmtree(other, ignore_errors=True)
@@ -56,30 +60,9 @@ def count_blocks(directory: Path) -> int:
     return len(list(directory.glob("*.json")))
 
 
-def _beside(out_dir: Path, suffix: str) -> Path:
-    out_dir = out_dir.resolve()
-    return out_dir.with_name(f".{out_dir.name}{suffix}")
-
-
 def _all_kept(out_dir: Path) -> list[Path]:
-    start = _beside(out_dir, ".texts-")
+    start = beside(out_dir, ".texts-")
     return list(start.parent.glob(glob.escape(start.name) + "[0-9a-f]" * _DIGITS))
-
-
-@contextmanager
-def _locked(path: Path, out_dir: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"got {str(out_dir)!r}, which another process is building, expected one build of "
-                "it at a time; wait for the other one, or choose another directory"
-            ) from None
-        yield
-        # Whoever opened it meanwhile was told to wait.
-        path.unlink()
 
 
 class KeepingGenerator:
