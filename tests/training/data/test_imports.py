@@ -3,6 +3,10 @@
 import csv
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from circuit_breakers_training.data.sources import SourceSpec
 from circuit_breakers_training.data.split import SPLITS, split_of
 
 NUM_ROWS = 80
+ROOT = Path(__file__).parents[3]
 
 
 def _subject(kind: str, i: int) -> str:
@@ -251,6 +256,53 @@ def test_the_model_writes_missing_answers(tmp_path: Path, tiny_llama: Path) -> N
     assert {row.kind for row in rows} == {"completion", "prefilled"}
     assert {row.label for row in rows} == {"benign"}
     assert built.summary["token_lengths"]["benign"]["conversations"] == source["kept"]
+
+
+KILLED_BEFORE_DATASET = """
+import os, signal, sys
+from pathlib import Path
+from tests.training.data.test_imports import _answered
+
+out, prompts, model = sys.argv[1:]
+
+def kill(event, args):
+    if event == "tempfile.mkdtemp" and Path(args[0]).parent == Path(out).parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+_answered(Path(out), prompts, model)
+"""
+
+
+def _answered(out: Path, prompts: str, model: str) -> BuiltDataset:
+    return import_dataset(
+        out,
+        [SourceSpec(location=prompts)],
+        missing_answers="write",
+        model=model,
+        max_new_tokens=12,
+        backend="transformers",
+    )
+
+
+def test_a_killed_import_goes_on_with_its_answers(tmp_path: Path, tiny_llama: Path) -> None:
+    prompts = _prompt_file(tmp_path / "prompts.csv", 60)
+    out = tmp_path / "imported" / "data"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_BEFORE_DATASET, out, prompts, tiny_llama],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    # What the next run finds there is what it takes.
+    (kept,) = out.parent.glob(".data.texts-*/0000-*.json")
+    marked = "no tiny model writes this"
+    kept.write_text(json.dumps([[marked, True, [1]], *json.loads(kept.read_text())[1:]]))
+    again = _answered(out, prompts, str(tiny_llama))
+    responses = [row.response for _, row in _rows(load_dataset(again.path))]
+    assert sum(marked in response for response in responses) == 1
+    assert [path.name for path in out.parent.iterdir()] == ["data"]
 
 
 def test_writing_needs_a_model(published: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_texts_of_other_inputs_go(tmp_path: Path) -> None:
     out, more = tmp_path / "data[1]", tmp_path / "data[1].texts-x"
     for path, digest in ((out, "a"), (more, "a"), (out, "b")):
         with kept_texts(path, digest * 64) as kept:
-            assert kept.is_dir()
+            (kept / "0000.json").write_text("[]")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [".data[1].texts-" + "b" * 16, ".data[1].texts-x.texts-" + "a" * 16]
     discard_texts(out)
@@ -101,3 +101,4 @@ def test_one_build_of_a_directory_at_a_time(tmp_path: Path) -> None:
         pytest.fail("both build it")
     with kept_texts(tmp_path / "data", "b" * 64) as kept:
         assert kept.is_dir()
+    assert not list(tmp_path.iterdir()), "nothing is left where nothing was kept"

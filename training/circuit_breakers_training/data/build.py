@@ -23,13 +23,12 @@ from circuit_breakers_training.data.dataset import (
     require_every_split,
     write_dataset,
 )
-from circuit_breakers_training.data.generate import Backend, open_generator, pick_backend
+from circuit_breakers_training.data.generate import Backend, pick_backend
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.data.kept_texts import (
-    KeepingGenerator,
-    count_blocks,
     discard_texts,
     kept_texts,
+    open_keeping_generator,
 )
 from circuit_breakers_training.data.magpie import sample_user_prompts, turn_template
 from circuit_breakers_training.data.plan import plan_refusals, plan_rows, plan_sampled, plan_written
@@ -43,9 +42,6 @@ from circuit_breakers_training.recipes.config import ChatTemplate
 from circuit_breakers_training.render import set_chat_template
 
 __all__ = ["BuiltDataset", "build_dataset"]
-
-_SEEDS_APART: Final = 1000
-"""More than a generator has processes, each of which has a seed of its own."""
 
 _PROCEDURE: Final = 3
 """Raised when prefills, filters or sampling change: an older build is then not taken for ours."""
@@ -118,15 +114,14 @@ def build_dataset(
 
     written = plan_written(seed, extra_sets, prompt_limit)
     with kept_texts(out_dir, inputs) as kept:
-        # A run that goes on must not draw again what it has.
-        with open_generator(
+        with open_keeping_generator(
+            kept,
             resolved.path,
             used_backend,
-            seed=seed + _SEEDS_APART * count_blocks(kept),
+            seed=seed,
             max_model_len=MAX_PROMPT_TOKENS + max_new_tokens,
-        ) as generator:
-            set_chat_template(generator.tokenizer, chat_template)
-            generate = KeepingGenerator(generator, kept)
+        ) as generate:
+            set_chat_template(generate.tokenizer, chat_template)
             template = turn_template(generate.tokenizer, resolved.name)
             prompts = sample_user_prompts(
                 generate, template, sampled_prompts, against=[row.prompt for row in written]

@@ -22,8 +22,13 @@ from circuit_breakers_training.data.dataset import (
     require_every_split,
     write_dataset,
 )
-from circuit_breakers_training.data.generate import Backend, open_generator, pick_backend
+from circuit_breakers_training.data.generate import Backend, pick_backend
 from circuit_breakers_training.data.jsonl import Conversation
+from circuit_breakers_training.data.kept_texts import (
+    discard_texts,
+    kept_texts,
+    open_keeping_generator,
+)
 from circuit_breakers_training.data.lengths import open_tokenizer, token_lengths
 from circuit_breakers_training.data.magpie import turn_template
 from circuit_breakers_training.data.overlap import nearly_overlapping, prompt_digests
@@ -64,7 +69,8 @@ def import_dataset(
 ) -> BuiltDataset:
     """Makes a dataset of `sources` in `out_dir`, or finds the same one there.
 
-    Splits depend on `seed` and on the prompts, not on the order of rows or sources.
+    Splits depend on `seed` and on the prompts, not on the order of rows or sources. An import that
+    was killed goes on with the answers that it had, as a build does.
 
     Args:
         exclude: locations of prompts to keep out, as of an evaluation set: rows that ask for the
@@ -76,8 +82,8 @@ def import_dataset(
         backend: for writing; vLLM if installed, else transformers.
         overwrite: replaces another dataset in `out_dir`.
     Raises:
-        DataError: `out_dir` holds something else, a source is missing, broken or for evaluation
-            only, prompts lack answers, or a split comes out empty.
+        DataError: `out_dir` holds something else or is being built, a source is missing, broken or
+            for evaluation only, prompts lack answers, or a split comes out empty.
         ModelError: the model cannot be found or read.
         ConfigError: no model for missing answers, or the backend is not installed.
     """
@@ -102,6 +108,7 @@ def import_dataset(
     inputs = _inputs_digest(settings, described, writer)
     found = find_dataset(out_dir, inputs, overwrite=overwrite)
     if found is not None:
+        discard_texts(out_dir)
         return BuiltDataset(
             path=out_dir, summary=found, seconds=time.monotonic() - started, cached=True
         )
@@ -114,42 +121,46 @@ def import_dataset(
     )
     _settle_answers(pool, located, missing_answers)
     pool.merge_groups()
-    if writer is not None and used_backend is not None:
-        _write_answers(pool, writer, used_backend, seed=seed, max_new_tokens=max_new_tokens)
-    distinct: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
-    rows: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
-    for entry in pool.entries:
-        assert isinstance(entry.row, Conversation)
-        split = split_of(entry.row.group, seed=seed)
-        distinct[split].append(entry.row)
-        rows[split] += [entry.row] * (sources[entry.source].repeat if split == "train" else 1)
-    dropped = [source.dropped + pool.dropped[k] for k, source in enumerate(read)]
-    total = sum(dropped, Counter[str]())
-    require_every_split(rows, f"{len(pool.entries)} rows kept, dropped: {dict(total)}")
+    with kept_texts(out_dir, inputs) as kept:
+        if writer is not None and used_backend is not None:
+            _write_answers(
+                pool, writer, used_backend, kept, seed=seed, max_new_tokens=max_new_tokens
+            )
+        distinct: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
+        rows: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
+        for entry in pool.entries:
+            assert isinstance(entry.row, Conversation)
+            split = split_of(entry.row.group, seed=seed)
+            distinct[split].append(entry.row)
+            rows[split] += [entry.row] * (sources[entry.source].repeat if split == "train" else 1)
+        dropped = [source.dropped + pool.dropped[k] for k, source in enumerate(read)]
+        total = sum(dropped, Counter[str]())
+        require_every_split(rows, f"{len(pool.entries)} rows kept, dropped: {dict(total)}")
 
-    kept = Counter(entry.source for entry in pool.entries)
-    summary = {
-        "schema_version": SCHEMA_VERSION,
-        "inputs_sha256": inputs,
-        **settings,
-        "sources": [
-            {
-                **described[k],
-                "format": source.format,
-                "read": source.num_read,
-                "kept": kept[k],
-                "dropped": dict(sorted(dropped[k].items())),
-            }
-            for k, source in enumerate(read)
-        ],
-        "counts": {name: count_rows(rows[name]) for name in SPLITS},
-        "dropped": dict(sorted(total.items())),
-        "repeated": len(rows["train"]) - len(distinct["train"]),
-        **pool.group_sizes(),
-        "prompts": {name: _fingerprint(distinct[name]) for name in SPLITS},
-        "token_lengths": _lengths(distinct, tokenizer, max_length),
-    }
-    write_dataset(out_dir, rows, summary)
+        num_kept = Counter(entry.source for entry in pool.entries)
+        summary = {
+            "schema_version": SCHEMA_VERSION,
+            "inputs_sha256": inputs,
+            **settings,
+            "sources": [
+                {
+                    **described[k],
+                    "format": source.format,
+                    "read": source.num_read,
+                    "kept": num_kept[k],
+                    "dropped": dict(sorted(dropped[k].items())),
+                }
+                for k, source in enumerate(read)
+            ],
+            "counts": {name: count_rows(rows[name]) for name in SPLITS},
+            "dropped": dict(sorted(total.items())),
+            "repeated": len(rows["train"]) - len(distinct["train"]),
+            **pool.group_sizes(),
+            "prompts": {name: _fingerprint(distinct[name]) for name in SPLITS},
+            "token_lengths": _lengths(distinct, tokenizer, max_length),
+        }
+        write_dataset(out_dir, rows, summary)
+        discard_texts(out_dir)
     return BuiltDataset(
         path=out_dir,
         summary=read_summary(out_dir),
@@ -212,15 +223,21 @@ def _settle_answers(
 
 
 def _write_answers(
-    pool: Pool, writer: ResolvedModel, backend: Backend, *, seed: int, max_new_tokens: int
+    pool: Pool,
+    writer: ResolvedModel,
+    backend: Backend,
+    kept: Path,
+    *,
+    seed: int,
+    max_new_tokens: int,
 ) -> None:
     """Puts conversations in place of open prompts, or drops those that get no usable answer."""
     plans = [entry.row for entry in pool.entries if isinstance(entry.row, Planned)]
     if not plans:
         return
     planned = plan_rows(plans, seed=seed, harmful_samples=1)
-    with open_generator(
-        writer.path, backend, seed=seed, max_model_len=MAX_PROMPT_TOKENS + max_new_tokens
+    with open_keeping_generator(
+        kept, writer.path, backend, seed=seed, max_model_len=MAX_PROMPT_TOKENS + max_new_tokens
     ) as generate:
         template = turn_template(generate.tokenizer, writer.name)
         responses = write_responses(generate, template, planned, max_new_tokens)

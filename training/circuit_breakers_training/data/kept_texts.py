@@ -1,4 +1,4 @@
-"""Texts that a build has written so far, kept on disk until its dataset is there.
+"""Texts that a build or an import has written so far, kept on disk until its dataset is there.
 
 A build writes for the better part of an hour, and all of its files come at the end: without this, a
 killed one starts again from nothing.
@@ -16,12 +16,21 @@ from typing import Any, Final
 
 from circuit_breakers.artifact.files import write_atomically
 from circuit_breakers.errors import DataError
-from circuit_breakers_training.data.generate import Generated, Generator, Request
+from circuit_breakers_training.data.generate import (
+    Backend,
+    Generated,
+    Generator,
+    Request,
+    open_generator,
+)
 from circuit_breakers_training.directory_lock import beside, locked
 
-__all__ = ["KeepingGenerator", "count_blocks", "discard_texts", "kept_texts"]
+__all__ = ["KeepingGenerator", "discard_texts", "kept_texts", "open_keeping_generator"]
 
 _DIGITS: Final = 16
+
+_SEEDS_APART: Final = 1000
+"""More than a generator has processes, each of which has a seed of its own."""
 
 _BLOCK: Final = 1024
 """Requests that are written, and kept, together: a minute or two on two CPU cores."""
@@ -46,18 +55,18 @@ def kept_texts(out_dir: Path, inputs_digest: str) -> Iterator[Path]:
             if other != kept:
                 shutil.rmtree(other, ignore_errors=True)
         kept.mkdir(parents=True, exist_ok=True)
-        yield kept
+        try:
+            yield kept
+        finally:
+            # Not with texts in it.
+            with suppress(OSError):
+                kept.rmdir()
 
 
 def discard_texts(out_dir: Path) -> None:
     """Remove all texts that builds of `out_dir` have kept."""
     for kept in _all_kept(out_dir):
         shutil.rmtree(kept, ignore_errors=True)
-
-
-def count_blocks(directory: Path) -> int:
-    """How many blocks of texts are kept there."""
-    return len(list(directory.glob("*.json")))
 
 
 def _all_kept(out_dir: Path) -> list[Path]:
@@ -106,3 +115,18 @@ class KeepingGenerator:
         results = self._generate(requests, title)
         write_atomically(path, json.dumps([astuple(r) for r in results]).encode())
         return results
+
+
+@contextmanager
+def open_keeping_generator(
+    kept: Path, model_dir: Path, backend: Backend, *, seed: int, max_model_len: int
+) -> Iterator[KeepingGenerator]:
+    """A generator that keeps its texts in `kept` and goes on with those that are there.
+
+    Raises:
+        ModelError: vLLM cannot load the model, or stops later.
+    """
+    # A run that goes on must not draw again what it has.
+    seed += _SEEDS_APART * len(list(kept.glob("*.json")))
+    with open_generator(model_dir, backend, seed=seed, max_model_len=max_model_len) as generate:
+        yield KeepingGenerator(generate, kept)
