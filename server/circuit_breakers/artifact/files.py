@@ -88,7 +88,7 @@ def publish(partial: Path, out: Path) -> None:
     except OSError as e:
         if replaced and old.exists() and not out.exists():
             old.rename(out)
-        raise ArtifactError(f"cannot move the breaker to {out} ({e}); choose another place") from e
+        raise ArtifactError(f"cannot put {out} in its place ({e}); choose another place") from e
     _fsync_directory(out.parent)
     if replaced:
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()

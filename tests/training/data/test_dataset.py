@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,50 @@ def test_a_missing_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "calibration.jsonl").unlink()
     with pytest.raises(DataError, match=r"calibration\.jsonl: cannot be read"):
         load_dataset(tmp_path)
+
+
+KILLED_BEFORE_CHANGE = """
+import os, signal, sys
+from pathlib import Path
+from circuit_breakers_training.data.dataset import write_dataset
+from circuit_breakers_training.data.jsonl import Conversation, Message
+from circuit_breakers_training.data.split import SPLITS
+
+out, left = Path(sys.argv[1]), int(sys.argv[2])
+
+def kill(event, args):
+    global left
+    if event in ("os.rename", "os.remove", "os.rmdir"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+messages = (Message("user", "hi"), Message("assistant", "new"))
+rows = {
+    name: [Conversation(messages=messages, label="benign", source="s", group=name)]
+    for name in SPLITS
+}
+sys.addaudithook(kill)
+write_dataset(out, rows, {"schema_version": 1})
+"""
+
+
+def test_a_kill_at_any_moment_leaves_the_old_dataset_or_the_new_one(tmp_path: Path) -> None:
+    for moment in range(1, 20):
+        parent = tmp_path / str(moment)
+        out = parent / "data"
+        out.mkdir(parents=True)
+        _write(out, {name: name for name in SPLITS})
+        command = [sys.executable, "-c", KILLED_BEFORE_CHANGE, str(out), str(moment)]
+        ended = subprocess.run(command, check=False).returncode
+        if out.exists():
+            assert load_dataset(out).train[0].response in ("yes", "new")
+        else:
+            (old,) = parent.glob(".data.old-*")
+            assert load_dataset(old).train[0].response == "yes"
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL
+    assert [path.name for path in parent.iterdir()] == ["data"]
+    # Away, in place, and the five files and the directory of the old one.
+    assert moment == 9

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from circuit_breakers.artifact.files import publish
 from circuit_breakers.errors import DataError
 from circuit_breakers_training.data.jsonl import (
     Conversation,
@@ -184,7 +185,10 @@ def count_rows(rows: Sequence[Conversation]) -> dict[str, int]:
 def write_dataset(
     out_dir: Path, rows: Mapping[str, Sequence[Conversation]], summary: Mapping[str, Any]
 ) -> None:
-    """Writes the four files and `summary` with their digests; all of it appears at once."""
+    """Writes the four files and `summary` with their digests; all of it appears at once.
+
+    A dataset that was there is moved away first and removed last.
+    """
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
@@ -200,8 +204,6 @@ def write_dataset(
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.chmod(0o755)
-        if out_dir.exists():
-            shutil.rmtree(out_dir)
-        temporary.rename(out_dir)
+        publish(temporary, out_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
