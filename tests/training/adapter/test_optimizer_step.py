@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.adapter.optimizer_step import learning_rate, split_step, take_step
 from circuit_breakers_training.adapter.parallel_streams import ParallelStreams
 from circuit_breakers_training.adapter.trainer import TrainingRows, train_adapter
@@ -111,6 +113,25 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(
             if name.startswith("optimizer/exp_avg/"):
                 gap = (state[name] - tensor).abs().max() / tensor.abs().max()
                 assert gap < 1e-3
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_leaves_the_adapter_as_it_was(
+    tiny_llama: Path, conversations: Conversations, factor: float
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    retain, harmful = (
+        [render(tokenizer, c.messages, max_length=64) for c in conversations[kind][:4]]
+        for kind in ("retain", "harmful")
+    )
+    model = ParallelStreams(FIVE_STEPS, tiny_llama, Processes(FIVE_STEPS))
+    before = {name: tensor.clone() for name, tensor in model.whole_parameters().items()}
+    # As of a backward pass that overflows where the loss did not.
+    next(iter(model.streams.parameters.values())).register_hook(lambda gradient: gradient * factor)
+    with pytest.raises(ConfigError, match=r"norm of the gradient is (inf|nan) at step 5, expected"):
+        take_step(FIVE_STEPS, model, retain, harmful, step=4)
+    after = model.whole_parameters()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 # --- every architecture by every path ----------------------------------------------------------

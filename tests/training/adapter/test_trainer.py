@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit_breakers.errors import ConfigError, DataError, ModelError
+from circuit_breakers_training.adapter.parallel_streams import ParallelStreams
 from circuit_breakers_training.adapter.streams import Streams
 from circuit_breakers_training.adapter.trainer import TrainingRows, train_adapter
 from circuit_breakers_training.recipes.config import DataRecipe, Recipe
@@ -202,6 +203,37 @@ def test_loss_that_is_not_finite_stops_the_run(
             recipe, model_dir=tiny_llama, rows=TrainingRows(**conversations), out=tmp_path
         )
     assert all(math.isfinite(e["loss"]) for e in read_metrics(tmp_path / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_last_step_that_loses_the_adapter_leaves_none_to_go_on_with(
+    tiny_llama: Path,
+    conversations: Conversations,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hidden: bool,
+) -> None:
+    # The squares of so steep a gradient leave float32, and the loss does not.
+    recipe = LLAMA.model_copy(
+        update={"steps": 1, "objective": LLAMA.objective.model_copy(update={"alpha": 1e25})}
+    )
+    said = "the norm of the gradient is inf"
+    if hidden:
+
+        def norm_as_deepspeed_has_it(model: ParallelStreams) -> float:
+            gradient = next(iter(model.streams.parameters.values())).grad
+            assert gradient is not None
+            gradient.fill_(math.nan)
+            return 1.0
+
+        monkeypatch.setattr(ParallelStreams, "clip_gradients", norm_as_deepspeed_has_it)
+        said = "the adapter is not finite"
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"{said} at step 1, expected a finite number; lower"):
+            train_adapter(
+                recipe, model_dir=tiny_llama, rows=TrainingRows(**conversations), out=tmp_path
+            )
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_an_adapter_that_reroutes_nothing_stops_the_run_at_half(

@@ -24,7 +24,7 @@ from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.render import Rendered
 from circuit_breakers_training.run_log import peak_rss_mib
 
-__all__ = ["StepPart", "learning_rate", "split_step", "take_step"]
+__all__ = ["StepPart", "learning_rate", "not_finite", "split_step", "take_step"]
 
 
 class StepPart(NamedTuple):
@@ -68,7 +68,7 @@ def take_step(
         retain: the benign rows of all processes.
         harmful: the harmful ones.
     Raises:
-        ConfigError: the loss is not finite.
+        ConfigError: the loss or the gradient is not finite.
     """
     started = time.perf_counter()
     totals = count_tokens(recipe, retain, harmful)
@@ -91,12 +91,12 @@ def take_step(
         [*sums.tolist(), padded_tokens]
     )
     if not math.isfinite(loss):
-        raise ConfigError(
-            f"the loss is {loss} at step {step + 1}, expected a finite number; lower "
-            f"learning_rate (now {recipe.learning_rate}) or use precision fp32, and train into "
-            "another output directory"
-        )
-    grad_norm = model.update()
+        raise not_finite(recipe, f"the loss is {loss}", step)
+    # Read back before the step rather than after it, so that it cannot harm the adapter.
+    grad_norm = model.clip_gradients()
+    if not math.isfinite(grad_norm):
+        raise not_finite(recipe, f"the norm of the gradient is {grad_norm}", step)
+    model.update()
     scale = coefficients(step, recipe.steps, recipe.objective.alpha)
     num_tokens = sum(len(row.ids) for row in (*retain, *harmful))
     return {
@@ -115,6 +115,14 @@ def take_step(
         "seconds": time.perf_counter() - started,
         "peak_rss_mib": peak_rss_mib(),
     }
+
+
+def not_finite(recipe: Recipe, what: str, step: int) -> ConfigError:
+    """The error of a run that optimiser step number `step`, counted from 0, has lost."""
+    return ConfigError(
+        f"{what} at step {step + 1}, expected a finite number; lower learning_rate (now "
+        f"{recipe.learning_rate}) or use precision fp32, and train into another output directory"
+    )
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

@@ -123,16 +123,23 @@ class ParallelStreams:
         else:
             loss.backward()
 
-    def update(self) -> float:
-        """Do the optimiser step with the gradients added up; returns their L2 norm."""
+    def clip_gradients(self) -> float:
+        """Scale the gradients added up to the recipe's norm at most; returns the L2 norm they had.
+
+        DeepSpeed has clipped and done the step already, and its norm may hide what is not finite:
+        it counts such a part as -1.
+        """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.processes.is_plain:
             norm = nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
         else:
             norm = self.processes.accelerator.clip_grad_norm_(parameters, self._max_grad_norm)
+        return float(_whole(norm) if isinstance(norm, Tensor) else norm)
+
+    def update(self) -> None:
+        """Do the optimiser step with the clipped gradients, and forget them."""
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(_whole(norm) if isinstance(norm, Tensor) else norm)
 
     def whole_parameters(self) -> dict[str, Tensor]:
         """The adapter's parameters by name, on the CPU; a collective operation."""

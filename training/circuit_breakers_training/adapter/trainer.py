@@ -31,7 +31,7 @@ from circuit_breakers_training.adapter.checkpoint import (
     save_checkpoint,
 )
 from circuit_breakers_training.adapter.heldout import HeldoutCosine, heldout_cosine
-from circuit_breakers_training.adapter.optimizer_step import take_step
+from circuit_breakers_training.adapter.optimizer_step import not_finite, take_step
 from circuit_breakers_training.adapter.parallel_streams import ParallelStreams
 from circuit_breakers_training.batches import plan_steps
 from circuit_breakers_training.data.jsonl import Conversation
@@ -122,7 +122,7 @@ def train_adapter(
         console: where a progress bar goes; none means no progress bar.
     Raises:
         ConfigError: `out` belongs to a run with other settings or data, the recipe does not fit
-            the model, or the loss is no longer finite.
+            the model, or loss, gradient or adapter are no longer finite.
         PinnedError: after half of the steps, the latest ten have rerouted nothing.
         DataError: a kind of conversation is missing or cannot be rendered.
         ModelError: the model cannot be loaded or has no chat template.
@@ -224,6 +224,9 @@ def _run_steps(
                 _check_not_pinned(recipe, step + 1, recent)
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
                 tensors = model.whole_state()
+                # No later loss tells of the last step, and no norm of what DeepSpeed does.
+                if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                    raise not_finite(recipe, "the adapter is not finite", step)
                 if processes.is_main:
                     save_checkpoint(
                         checkpoint_path, run_digest=digest, step=step + 1, tensors=tensors
