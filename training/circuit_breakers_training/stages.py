@@ -91,19 +91,19 @@ def build_data(run: Run) -> Dataset:
     settings = run.recipe.data
     own = run.work.path / "data"
 
-    def build() -> dict[str, Any]:
-        built = build_dataset(
-            own,
-            model=run.recipe.model,
-            seed=settings.seed,
-            max_new_tokens=settings.max_new_tokens,
-            chat_template=run.recipe.chat_template,
-            overwrite=True,
-        )
-        return {"digest": built.summary["digest"]}
-
-    inputs = {"recipe": settings.model_dump(mode="json"), "model": run.recipe.model}
-    run.work.stage("data", inputs, build)
+    # Asked in every run: it knows what its dataset follows from, and finds one that is there.
+    built = build_dataset(
+        own,
+        model=run.recipe.model,
+        seed=settings.seed,
+        max_new_tokens=settings.max_new_tokens,
+        chat_template=run.recipe.chat_template,
+        overwrite=True,
+    )
+    kept = run.work.stage(
+        "data", {"digest": built.summary["digest"]}, lambda: {"seconds": built.seconds}
+    )
+    run.work.seconds["data"] = kept["seconds"]
     return load_dataset(own)
 
 
@@ -133,7 +133,10 @@ def training_rows(dataset: Dataset, recipe: Recipe) -> TrainingRows:
 
 def train(run: Run, dataset: Dataset) -> AdapterResult:
     """The adapter; goes on from its own checkpoints. Every process takes part."""
-    digest = json_digest([run.recipe.training_digest(), dataset.digests])
+    model = run.model
+    digest = json_digest(
+        [run.recipe.training_digest(), dataset.digests, model.revision, model.config_sha256]
+    )
     out = run.work.path / f"adapter-{digest[:12]}"
     rows = training_rows(dataset, run.recipe)
 
@@ -142,7 +145,8 @@ def train(run: Run, dataset: Dataset) -> AdapterResult:
     def work() -> dict[str, Any]:
         result = train_adapter(
             run.recipe,
-            model_dir=run.model.path,
+            model_dir=model.path,
+            revision=model.revision,
             rows=rows,
             out=out,
             processes=run.processes,

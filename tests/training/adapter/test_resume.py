@@ -112,19 +112,21 @@ def test_resumed_run_has_the_losses_of_an_uninterrupted_one(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("change", ["recipe", "data"])
+@pytest.mark.parametrize("change", ["recipe", "data", "weights"])
 def test_checkpoint_of_another_run_is_refused(
     tiny_llama: Path, conversations: Conversations, killed: Path, tmp_path: Path, change: str
 ) -> None:
     out = copied(killed, tmp_path)
-    recipe, harmful = RESUMABLE, conversations["harmful"]
+    recipe, harmful, revision = RESUMABLE, conversations["harmful"], ""
     if change == "recipe":
         recipe = recipe.model_copy(update={"learning_rate": 2e-2})
-    else:
+    elif change == "data":
         harmful = harmful[1:]
+    else:
+        revision = "other"
     rows = TrainingRows(retain=conversations["retain"], harmful=harmful)
-    with pytest.raises(ConfigError, match="run with other settings or data"):
-        train_adapter(recipe, model_dir=tiny_llama, rows=rows, out=out)
+    with pytest.raises(ConfigError, match="run with other settings, weights or data"):
+        train_adapter(recipe, model_dir=tiny_llama, rows=rows, out=out, revision=revision)
 
 
 def test_damaged_checkpoint_is_refused(

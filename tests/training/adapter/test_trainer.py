@@ -122,7 +122,7 @@ def test_complete_run_returns_its_result_again(
     assert train_adapter(recipe, model_dir=tiny_llama, rows=rows, out=tmp_path) == first
     assert first.metrics_path.stat().st_mtime_ns == written
     other = recipe.model_copy(update={"seed": 1})
-    with pytest.raises(ConfigError, match="trained with other settings or data"):
+    with pytest.raises(ConfigError, match="trained with other settings, weights or data"):
         train_adapter(other, model_dir=tiny_llama, rows=rows, out=tmp_path)
 
 
@@ -142,7 +142,7 @@ def test_blank_prompts_change_harmful_rows_alone(
         fewer = before["num_tokens"] - after["num_tokens"]
         assert 3 * recipe.batch_size <= fewer <= 5 * recipe.batch_size
     # The result says what it was trained on.
-    with pytest.raises(ConfigError, match="trained with other settings or data"):
+    with pytest.raises(ConfigError, match="trained with other settings, weights or data"):
         train_adapter(recipe, model_dir=tiny_llama, rows=rows, out=tmp_path / "blank")
 
 

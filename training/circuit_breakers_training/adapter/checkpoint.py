@@ -37,7 +37,8 @@ def save_checkpoint(
     """Replace the checkpoint at `path` by the state after `step` steps.
 
     Args:
-        run_digest: identifies recipe and data; only a run with the same one may go on from here.
+        run_digest: identifies recipe, base weights and data; only a run with the same one may go on
+            from here.
         tensors: ParallelStreams.whole_state, on the CPU.
     """
     metadata = {"version": _VERSION, "run_digest": run_digest, "step": str(step)}
@@ -48,7 +49,7 @@ def load_checkpoint(path: Path, *, run_digest: str) -> Checkpoint | None:
     """The checkpoint at `path`, or None if there is none.
 
     Raises:
-        ConfigError: the file belongs to another recipe or other data, or is damaged.
+        ConfigError: the file belongs to another recipe, other weights or data, or is damaged.
     """
     if not path.exists():
         return None
@@ -68,9 +69,9 @@ def load_checkpoint(path: Path, *, run_digest: str) -> Checkpoint | None:
         )
     if metadata.get("run_digest") != run_digest:
         raise ConfigError(
-            f"checkpoint {str(path)!r} is of a run with other settings or data (got digest "
-            f"{metadata.get('run_digest', 'none')[:12]}, expected {run_digest[:12]}); choose "
-            "another output directory, delete the checkpoint to train from the start, or give the "
-            "recipe and data it was made with"
+            f"checkpoint {str(path)!r} is of a run with other settings, weights or data (got "
+            f"digest {metadata.get('run_digest', 'none')[:12]}, expected {run_digest[:12]}); "
+            "choose another output directory, delete the checkpoint to train from the start, or "
+            "give the recipe, model and data it was made with"
         )
     return Checkpoint(step=int(metadata["step"]), tensors=tensors)

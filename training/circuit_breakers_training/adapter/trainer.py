@@ -104,6 +104,7 @@ def train_adapter(
     model_dir: Path,
     rows: TrainingRows,
     out: Path,
+    revision: str = "",
     device: str = "cpu",
     processes: Processes | None = None,
     console: Console | None = None,
@@ -117,12 +118,13 @@ def train_adapter(
     Args:
         model_dir: local directory of the base model; the adapter names `recipe.model` as its base.
         out: directory of this run alone.
+        revision: of the base model, as ResolvedModel has it: a run on other weights does not go on.
         device: "cpu" or "cuda", for processes that are not given.
         processes: those that train together; found from the launcher's environment if not given.
         console: where a progress bar goes; none means no progress bar.
     Raises:
-        ConfigError: `out` belongs to a run with other settings or data, the recipe does not fit
-            the model, or loss, gradient or adapter are no longer finite.
+        ConfigError: `out` belongs to a run with other settings, weights or data, the recipe does
+            not fit the model, or loss, gradient or adapter are no longer finite.
         PinnedError: after half of the steps, the latest ten have rerouted nothing.
         DataError: a kind of conversation is missing or cannot be rendered.
         ModelError: the model cannot be loaded or has no chat template.
@@ -134,7 +136,7 @@ def train_adapter(
         rows.harmful, share=recipe.data.blank_prompt_share, seed=recipe.seed, tokenizer=tokenizer
     )
     harmful = _render("harmful", blanked.conversations, tokenizer, recipe)
-    digest = _run_digest(recipe, retain.rows, harmful.rows)
+    digest = _run_digest(recipe, revision, retain.rows, harmful.rows)
     if processes.agreed((out / "result.json").exists(), f"results in {out}"):
         return _read_result(out, digest)
     if processes.is_main:
@@ -283,9 +285,11 @@ def _heldout(
     return heldout_cosine(model, rendered.rows, sources, batch_size=2 * recipe.batch_size)
 
 
-def _run_digest(recipe: Recipe, retain: Sequence[Rendered], harmful: Sequence[Rendered]) -> str:
-    """sha256 of all that decides the adapter: settings, and the very tokens trained on."""
-    digest = hashlib.sha256(recipe.training_digest().encode())
+def _run_digest(
+    recipe: Recipe, revision: str, retain: Sequence[Rendered], harmful: Sequence[Rendered]
+) -> str:
+    """sha256 of all that decides the adapter: settings, weights and the very tokens trained on."""
+    digest = hashlib.sha256(f"{recipe.training_digest()} {revision}\n".encode())
     for label, rows in (("retain", retain), ("harmful", harmful)):
         for row in rows:
             digest.update(f"{label} {row.num_prompt_tokens} {row.ids}\n".encode())
@@ -304,8 +308,9 @@ def _read_result(out: Path, digest: str) -> AdapterResult:
     fields = json.loads((out / "result.json").read_text(encoding="utf-8"))
     if fields.pop("run_digest", None) != digest:
         raise ConfigError(
-            f"{str(out)!r} holds an adapter trained with other settings or data; expected an empty "
-            "directory or the run to go on with; choose another output directory or delete it"
+            f"{str(out)!r} holds an adapter trained with other settings, weights or data; expected "
+            "an empty directory or the run to go on with; choose another output directory or "
+            "delete it"
         )
     for name in ("adapter_dir", "metrics_path"):
         fields[name] = out / fields[name]

@@ -236,11 +236,15 @@ def _row(
 ) -> dict[str, Any]:
     rows = _share_of(training_rows(dataset, recipe), variant.data_share)
     # The split does not change an adapter, but the held-out cosines that stand beside it.
-    identity = [recipe.training_digest(), dataset.digests, variant.data_share, settings.split]
+    identity = [
+        *(recipe.training_digest(), dataset.digests, variant.data_share, settings.split),
+        *(model.revision, model.config_sha256),
+    ]
     slug = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     result = train_adapter(
         recipe,
         model_dir=model.path,
+        revision=model.revision,
         rows=rows,
         out=settings.out / f"adapter-{slug}",
         console=console,
