@@ -7,6 +7,7 @@ and answers with the latter.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +134,26 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny-gpt2")
     GPT2LMHeadModel(config).save_pretrained(path)
     _tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def base_gpt2(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of 4 blocks with a context of 2048; as base models, without a template."""
+    path = tmp_path_factory.mktemp("models") / "base"
+    shutil.copytree(tiny_gpt2, path)
+    (path / "chat_template.jinja").unlink()
+    torch.manual_seed(0)
+    config = GPT2Config.from_pretrained(
+        tiny_gpt2,
+        n_positions=2048,
+        n_layer=4,
+        # So large that a probe tells the words of the two labels apart.
+        initializer_range=0.5,
+        # Else it repeats the header's token, which ends a turn as well.
+        tie_word_embeddings=False,
+    )
+    GPT2LMHeadModel(config).save_pretrained(path)
     return path
 
 

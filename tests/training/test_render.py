@@ -119,6 +119,16 @@ def test_plain_template_does_without_special_tokens(tiny_llama: Path) -> None:
     assert text == "User: b1\n\nAssistant:"
 
 
+def test_the_template_of_a_file_takes_the_place_of_the_models(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "chat_template.jinja"
+    file.write_text("{{ messages[0].content }} b9")
+    tokenizer = load_tokenizer(tiny_llama, file)
+    prompt = render_prompt(tokenizer, [Message("user", "b1")])
+    assert tokenizer.decode(prompt) == "b1 b9"
+
+
 def test_plain_template_survives_saving(tiny_llama: Path, tmp_path: Path) -> None:
     # A server finds it beside the weights, where it wins over the model's own.
     AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from circuit_breakers.hardware import quick_dtype
 from circuit_breakers_training.batches import pad_rows
-from circuit_breakers_training.render import Rendered
+from circuit_breakers_training.render import Rendered, TemplateSource, load_tokenizer
 
 __all__ = ["LanguageModel", "Loss", "perplexities", "perplexity"]
 
@@ -37,8 +37,13 @@ class Loss(NamedTuple):
 class LanguageModel:
     """A checkpoint that judges and writes text."""
 
-    def __init__(self, model_dir: Path) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    def __init__(self, model_dir: Path, chat_template: TemplateSource = "model") -> None:
+        """Loads it.
+
+        Args:
+            chat_template: for those who render conversations with its tokenizer.
+        """
+        self.tokenizer: Any = load_tokenizer(model_dir, chat_template)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,

@@ -23,6 +23,7 @@ __all__ = [
     "ChatMessage",
     "Rendered",
     "RenderedSet",
+    "TemplateSource",
     "load_tokenizer",
     "render",
     "render_all",
@@ -43,6 +44,9 @@ PLAIN_TEMPLATE = (
 
 The generation prompt ends without a space, as tokenizers keep a space with the word behind it.
 """
+
+TemplateSource = ChatTemplate | Path
+"""As a recipe says it, or the file that a breaker brings."""
 
 
 class ChatMessage(Protocol):
@@ -85,8 +89,8 @@ class RenderedSet:
     """Conversations left out: no token of the response fits, or the response has none."""
 
 
-def load_tokenizer(model_dir: Path, chat_template: ChatTemplate) -> Any:
-    """The model's tokenizer, which renders conversations as the recipe says.
+def load_tokenizer(model_dir: Path, chat_template: TemplateSource) -> Any:
+    """The model's tokenizer, which renders conversations as the recipe or the breaker says.
 
     Raises:
         ModelError: the directory holds no tokenizer that can be loaded.
@@ -105,9 +109,11 @@ def load_tokenizer(model_dir: Path, chat_template: ChatTemplate) -> Any:
     return tokenizer
 
 
-def set_chat_template(tokenizer: Any, chat_template: ChatTemplate) -> None:
-    """Make `tokenizer` render conversations as the recipe says."""
-    if chat_template == "plain":
+def set_chat_template(tokenizer: Any, chat_template: TemplateSource) -> None:
+    """Make `tokenizer` render conversations as the recipe or the breaker says."""
+    if isinstance(chat_template, Path):
+        tokenizer.chat_template = chat_template.read_text("utf-8")
+    elif chat_template == "plain":
         tokenizer.chat_template = PLAIN_TEMPLATE
 
 
@@ -195,7 +201,8 @@ def _template(tokenizer: Any, messages: Sequence[ChatMessage], **options: bool) 
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, expected one, as "
             "the server renders chats with it; use an instruction-tuned model, set chat_template "
-            'to "plain" in the recipe, or add chat_template.jinja to the model directory'
+            'to "plain" in the recipe (--plain-template for data), or add chat_template.jinja to '
+            "the model directory"
         )
     plain = [{"role": m.role, "content": m.content} for m in messages]
     text = tokenizer.apply_chat_template(plain, tokenize=False, **options)

@@ -106,6 +106,10 @@ def data_import(
         str | None,
         typer.Option(help="Measures lengths with its tokenizer, and writes missing answers."),
     ] = None,
+    plain_template: Annotated[
+        bool,
+        typer.Option("--plain-template", help="For a base model: render turns as plain text."),
+    ] = False,
     max_length: Annotated[
         int, typer.Option(min=1, help="Tokens above which a conversation counts as too long.")
     ] = 512,
@@ -137,6 +141,7 @@ def data_import(
             exclude=tuple(exclude or ()),
             missing_answers=missing_answers,
             model=model,
+            chat_template="plain" if plain_template else "model",
             max_length=max_length,
             overwrite=overwrite,
         )

@@ -67,6 +67,13 @@ def test_a_broken_source_exits_with_1_and_no_traceback(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plain_template_needs_a_model_that_renders_by_it(harmful: Path, tmp_path: Path) -> None:
+    arguments = ["--from", str(harmful), "--out", str(tmp_path / "out"), "--plain-template"]
+    result = runner.invoke(app, ["data", "import", *arguments])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: got the plain chat template without a model")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -9,9 +9,9 @@ import pytest
 
 from circuit_breakers_training.attack.settings import SoftPromptSettings
 
-from ..evaluation.conftest import breaker_dir, data_dir, roomy_llama
+from ..evaluation.conftest import breaker_dir, data_dir, plain_breaker_dir, roomy_llama
 
-__all__ = ["breaker_dir", "data_dir", "roomy_llama"]
+__all__ = ["breaker_dir", "data_dir", "plain_breaker_dir", "roomy_llama"]
 
 
 @pytest.fixture(scope="session")

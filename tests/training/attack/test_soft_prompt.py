@@ -178,6 +178,20 @@ def test_a_whole_run_reports_every_target_without_a_word(
         assert one["at"] == again["targets"][one["attack"]]["rows"][one["request"]]["spent"]
 
 
+def test_a_base_model_is_attacked_on_the_template_that_its_breaker_brings(
+    settings: SoftPromptSettings, plain_breaker_dir: Path, base_gpt2: Path
+) -> None:
+    plain = replace(
+        settings,
+        artifact=plain_breaker_dir,
+        model=str(base_gpt2),
+        limit=1,
+        steps=1,
+        max_new_tokens=2,
+    )
+    assert tuple(run_soft_prompt(plain)["targets"]) == TARGETS
+
+
 def test_coherent_is_told_by_benign_answers_at_the_temperature_of_the_attack(
     settings: SoftPromptSettings,
 ) -> None:

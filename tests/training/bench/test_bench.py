@@ -22,7 +22,10 @@ from circuit_breakers_training.bench.arms import OURS, PUBLISHED, chosen_arms, m
 from circuit_breakers_training.bench.loops import LossValues
 from circuit_breakers_training.bench.peak import peak_memory
 from circuit_breakers_training.bench.rows import bench_rows, row_facts
+from circuit_breakers_training.data.jsonl import Message
+from circuit_breakers_training.data.prompt_lists import twin_pairs
 from circuit_breakers_training.recipes.config import LoraRecipe, Recipe
+from circuit_breakers_training.render import load_tokenizer, render_prompt
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -92,6 +95,19 @@ def test_rows_repeat_and_have_facts(tiny_llama: Path) -> None:
     assert facts.rows_per_kind == 4
     assert facts.tokens_per_step == pytest.approx(sum(len(row.ids) for row in rows) / 3)
     assert 0 < facts.density <= 1
+
+
+def test_rows_of_a_base_model_are_on_the_plain_template(base_gpt2: Path) -> None:
+    recipe = RECIPE.model_copy(update={"chat_template": "plain"})
+    (rows,) = bench_rows(recipe, base_gpt2, rows_per_kind=2, num_steps=1)
+    tokenizer = load_tokenizer(base_gpt2, "plain")
+    # As many as the words of a prompt have, with "User:" and "Assistant:".
+    lengths = {
+        len(render_prompt(tokenizer, [Message("user", text)]))
+        for pair in twin_pairs()
+        for text in (pair.benign, pair.harmful)
+    }
+    assert {row.num_prompt_tokens for row in (*rows.retain, *rows.harmful)} <= lengths
 
 
 def test_peak_memory_is_that_of_a_fresh_process(tiny_llama: Path) -> None:

@@ -160,7 +160,9 @@ def _continue(backend: Backend) -> list[tuple[str, tuple[int, ...]]]:
     from circuit_breakers.models import resolve_model
 
     path = resolve_model(MODEL).path
-    with open_generator(path, backend, seed=0, max_model_len=128) as generate:
+    with open_generator(
+        path, backend, seed=0, max_model_len=128, chat_template="model"
+    ) as generate:
         prompts = ["The capital of France is", "One, two, three, four,", "A B C D E F"]
         requests = [
             Request(
@@ -188,7 +190,7 @@ def test_a_model_that_vllm_cannot_load_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 16)
     with (
         pytest.raises(ModelError, match="vLLM process that stopped with exit code"),
-        open_generator(tmp_path, "vllm", seed=0, max_model_len=128),
+        open_generator(tmp_path, "vllm", seed=0, max_model_len=128, chat_template="model"),
     ):
         pass
 

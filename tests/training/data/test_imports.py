@@ -305,12 +305,30 @@ def test_a_killed_import_goes_on_with_its_answers(tmp_path: Path, tiny_llama: Pa
     assert [path.name for path in out.parent.iterdir()] == ["data"]
 
 
+def test_a_base_model_writes_them_on_the_plain_template(tmp_path: Path, base_gpt2: Path) -> None:
+    specs = [SourceSpec(location=_prompt_file(tmp_path / "prompts.csv", 60))]
+    built = import_dataset(
+        tmp_path / "out",
+        specs,
+        missing_answers="write",
+        model=str(base_gpt2),
+        chat_template="plain",
+        max_new_tokens=12,
+        backend="transformers",
+    )
+    assert built.summary["chat_template"] == "plain"
+    rows = {row for _, row in _rows(load_dataset(built.path))}
+    assert built.summary["token_lengths"]["benign"]["conversations"] == len(rows) > 20
+
+
 def test_writing_needs_a_model(published: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="got no model to write the missing answers"):
         import_dataset(tmp_path / "out", _specs(published), missing_answers="write")
     choice: Any = "guess"
     with pytest.raises(ConfigError, match="expected one of refuse, drop, write"):
         import_dataset(tmp_path / "out", _specs(published), missing_answers=choice)
+    with pytest.raises(ConfigError, match="got the plain chat template without a model, expected"):
+        import_dataset(tmp_path / "out", _specs(published), chat_template="plain")
 
 
 def test_nothing_is_cut_and_long_conversations_are_counted(

@@ -28,7 +28,9 @@ def responses(tiny_llama: Path) -> Responses:
         return Planned(messages=(Message("user", prompt),), label=label, source="s", group="g")
 
     planned = [plan(text, "harmful" if label == "harmful" else "benign") for text, label in PLANS]
-    with open_generator(tiny_llama, "transformers", seed=0, max_model_len=128) as generate:
+    with open_generator(
+        tiny_llama, "transformers", seed=0, max_model_len=128, chat_template="model"
+    ) as generate:
         template = turn_template(generate.tokenizer, "tiny")
         return write_responses(generate, template, planned, 16)
 

@@ -19,7 +19,12 @@ from circuit_breakers.artifact import Aggregation
 from circuit_breakers_training.data.dataset import SCHEMA_VERSION, write_dataset
 from circuit_breakers_training.data.jsonl import Conversation, Label, Message
 from circuit_breakers_training.pipeline import run_training
-from circuit_breakers_training.recipes.config import LoraRecipe, ProbeRecipe, Recipe
+from circuit_breakers_training.recipes.config import (
+    ChatTemplate,
+    LoraRecipe,
+    ProbeRecipe,
+    Recipe,
+)
 
 NUM_TEST = {"benign": 66, "harmful": 12}
 """66 is a few more than the 59 that a degenerate share of 5 % needs."""
@@ -73,12 +78,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def breaker_dir(
-    tmp_path_factory: pytest.TempPathFactory, roomy_llama: Path, data_dir: Path
-) -> Path:
+def _train(model: Path, chat_template: ChatTemplate, data_dir: Path, out: Path) -> Path:
     recipe = Recipe(
-        model=str(roomy_llama),
+        model=str(model),
+        chat_template=chat_template,
         steps=8,
         batch_size=8,
         max_length=64,
@@ -94,10 +97,24 @@ def breaker_dir(
     )
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    out = tmp_path_factory.mktemp("run") / "breaker"
     run_training(recipe, out, data_dir=data_dir)
     torch.set_num_threads(before)
     return out
+
+
+@pytest.fixture(scope="session")
+def breaker_dir(
+    tmp_path_factory: pytest.TempPathFactory, roomy_llama: Path, data_dir: Path
+) -> Path:
+    return _train(roomy_llama, "model", data_dir, tmp_path_factory.mktemp("run") / "breaker")
+
+
+@pytest.fixture(scope="session")
+def plain_breaker_dir(
+    tmp_path_factory: pytest.TempPathFactory, base_gpt2: Path, data_dir: Path
+) -> Path:
+    """Of the base model, on the plain template."""
+    return _train(base_gpt2, "plain", data_dir, tmp_path_factory.mktemp("run") / "plain")
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_no_answers_are_an_empty_suite() -> None:
 def test_a_model_has_no_change_against_itself(tiny_llama: Path, data_dir: Path) -> None:
     answers = benign_answers(load_dataset(data_dir), limit=5)
     models = {"base": tiny_llama, "adapter": tiny_llama}
-    found = benign_perplexity(models, answers, max_length=64, console=None)
+    found = benign_perplexity(models, answers, chat_template="model", max_length=64, console=None)
     assert found["num_conversations"] == {"topic": 5, "twin": 5, "all": 10}
     for stratum in ("topic", "twin", "all"):
         measured = found["perplexity"][stratum]
@@ -68,7 +68,9 @@ def test_one_broken_answer_is_told_from_a_change_of_all() -> None:
 def test_answers_that_do_not_fit_are_a_failure(tiny_llama: Path, data_dir: Path) -> None:
     answers = benign_answers(load_dataset(data_dir), limit=5)
     with pytest.raises(EvaluationError, match="got no answer that begins within 4 tokens"):
-        benign_perplexity({"base": tiny_llama}, answers, max_length=4, console=None)
+        benign_perplexity(
+            {"base": tiny_llama}, answers, chat_template="model", max_length=4, console=None
+        )
 
 
 HARNESS = """

@@ -128,6 +128,28 @@ def test_the_selection_split_is_asked_instead(
     assert found["perplexity"]["all"]["base"] == expected["perplexity"]["all"]["base"]
 
 
+def test_a_base_model_is_trained_and_asked_on_the_plain_template(
+    base_gpt2: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        f'model = "{base_gpt2}"\nsteps = 2\nbatch_size = 2\nprecision = "fp32"\n'
+        'chat_template = "auto"\n'
+    )
+    settings = CurveSettings(
+        data=data_dir,
+        out=tmp_path / "results",
+        recipe=str(recipe),
+        variants=(parse_variant("steps=2"),),
+        limit=LIMIT,
+        max_new_tokens=8,
+        backend="transformers",
+    )
+    base, row = learning_curve(settings)["rows"]
+    assert all(side["suites"]["direct"]["num"] == LIMIT for side in (base, row))
+    assert row["benign_perplexity"]["num_conversations"]["all"] == 2 * LIMIT
+
+
 @pytest.mark.parametrize(
     "text", ["data_share=0", "steps=2; data_share=0", "data_share=1.5", "data_share=true", "steps"]
 )
@@ -136,12 +158,13 @@ def test_what_is_no_variant_is_refused(text: str) -> None:
         parse_variant(text)
 
 
-def test_variants_of_other_models_are_refused(data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ['model="other"', 'chat_template="plain"'])
+def test_variants_of_other_models_are_refused(data_dir: Path, tmp_path: Path, other: str) -> None:
     settings = CurveSettings(
         data=data_dir,
         out=tmp_path,
         recipe="smollm2-135m-instruct",
-        variants=(Variant(name="as it is"), parse_variant('model="other"')),
+        variants=(Variant(name="as it is"), parse_variant(other)),
     )
-    with pytest.raises(ConfigError, match="one model"):
+    with pytest.raises(ConfigError, match="expected one model and one chat template"):
         learning_curve(settings)

@@ -19,9 +19,13 @@ from circuit_breakers.errors import (
     EvaluationError,
 )
 from circuit_breakers_training.data.dataset import load_dataset
+from circuit_breakers_training.evaluation.capability import benign_answers
 from circuit_breakers_training.evaluation.run import evaluate_breaker
 from circuit_breakers_training.evaluation.settings import EvaluationSettings
 from circuit_breakers_training.evaluation.suites import DEFAULT_SUITES
+from circuit_breakers_training.fluency import LanguageModel
+from circuit_breakers_training.fluency import perplexity as perplexity_of
+from circuit_breakers_training.render import load_tokenizer, render_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,6 +114,30 @@ def test_greedy_evaluations_repeat_to_the_bit(
 ) -> None:
     again = _settings(breaker_dir, roomy_llama, tmp_path / "again", data=data_dir)
     assert evaluate_breaker(again) == results[0]
+
+
+def test_a_base_model_is_evaluated_on_the_template_that_its_breaker_brings(
+    plain_breaker_dir: Path, base_gpt2: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    settings = _settings(
+        plain_breaker_dir,
+        base_gpt2,
+        tmp_path / "out",
+        data=data_dir,
+        suites=("direct", "capability"),
+    )
+    found = evaluate_breaker(settings)
+    assert found["failures"] == {}
+    assert len(found["rows"]) == 2 * LIMIT
+    perplexity = found["suites"]["capability"]["perplexity"]["all"]
+    assert perplexity["adapter"] != perplexity["base"]
+    # As the pipeline measures it, which renders by the recipe.
+    dataset = load_dataset(data_dir)
+    tokenizer = load_tokenizer(base_gpt2, "plain")
+    answers = benign_answers(dataset, limit=LIMIT)
+    rows = render_all(tokenizer, answers, max_length=1024).rows
+    losses = LanguageModel(base_gpt2).losses(rows)
+    assert perplexity["base"] == pytest.approx(perplexity_of(losses), rel=1e-6)
 
 
 def test_prompts_of_a_file_and_texts_on_demand(

@@ -16,9 +16,9 @@ from circuit_breakers_training.peers.cases import Case
 from circuit_breakers_training.render import load_tokenizer, render
 
 from ...fetched_packages import fetched_packages
-from ..evaluation.conftest import breaker_dir, data_dir, roomy_llama
+from ..evaluation.conftest import breaker_dir, data_dir, plain_breaker_dir, roomy_llama
 
-__all__ = ["breaker_dir", "data_dir", "make_case", "roomy_llama"]
+__all__ = ["breaker_dir", "data_dir", "make_case", "plain_breaker_dir", "roomy_llama"]
 
 
 def make_case(tokenizer: Any, label: Label, prompt: str, answer: str) -> Case:

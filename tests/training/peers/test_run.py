@@ -65,6 +65,23 @@ def test_every_guard_has_a_row_on_the_same_conversations(
     assert str(tmp_path) not in text + page
 
 
+def test_a_base_model_writes_on_the_template_that_its_breaker_brings(
+    plain_breaker_dir: Path, base_gpt2: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    report = bench_guards(
+        GuardsSettings(
+            artifact=plain_breaker_dir,
+            data=data_dir,
+            out=tmp_path / "guards",
+            model=str(base_gpt2),
+            limit=2,
+            skip=tuple(name for name in GUARDS if name != "adapter"),
+        )
+    )
+    base, adapter = (row for row in report.rows if not row.not_run)
+    assert base.num_benign == adapter.num_benign > 0
+
+
 def test_prompts_that_the_breaker_was_made_from_are_refused(
     breaker_dir: Path, roomy_llama: Path, data_dir: Path, tmp_path: Path
 ) -> None:

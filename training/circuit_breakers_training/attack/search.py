@@ -19,7 +19,6 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.attack.referee import Referee, Ruling
@@ -44,6 +43,7 @@ from circuit_breakers_training.attack.tally import (
 )
 from circuit_breakers_training.data.jsonl import Conversation, Message
 from circuit_breakers_training.evaluation.completions import continued_ids
+from circuit_breakers_training.render import load_tokenizer
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["Try", "fitness", "run_search"]
@@ -230,7 +230,7 @@ def _attack(
     method: Method,
     console: Console | None,
 ) -> list[_Attacker]:
-    tokenizer = AutoTokenizer.from_pretrained(scene.model.path, local_files_only=True)
+    tokenizer = load_tokenizer(scene.model.path, scene.chat_template)
     attackers = [
         _Attacker(
             server, referee, tokenizer, settings, row, seed=f"{settings.seed} {method} {index}"

@@ -28,6 +28,7 @@ from circuit_breakers_training.evaluation.results import check_out, environment
 from circuit_breakers_training.evaluation.sides import reference_limits
 from circuit_breakers_training.evaluation.suites import Attempt, evenly, reference_attempts
 from circuit_breakers_training.fluency import LanguageModel
+from circuit_breakers_training.render import TemplateSource
 
 __all__ = ["Scene", "attacked_rows", "set_scene"]
 
@@ -44,6 +45,11 @@ class Scene:
     overlap: Overlap
     reference: list[Attempt]
 
+    @property
+    def chat_template(self) -> TemplateSource:
+        """What requests are rendered with, as in serving."""
+        return self.breaker.chat_template or "model"
+
     def referee(self, settings: AttackSettings, console: Console | None) -> Referee:
         """Who says what counts as an answer; has the base model write benign ones first.
 
@@ -51,7 +57,10 @@ class Scene:
             CalibrationError: too few of them are of use.
         """
         ids, longest = render_attempts(
-            self.model, self.reference, max_new_tokens=settings.max_new_tokens
+            self.model,
+            self.reference,
+            chat_template=self.chat_template,
+            max_new_tokens=settings.max_new_tokens,
         )
         written = write_completions(
             self.model.path,
@@ -63,6 +72,7 @@ class Scene:
                 settings.seed,
                 pick_backend(settings.backend),
             ),
+            chat_template=self.chat_template,
             max_model_len=longest,
             title="benign answers",
         )

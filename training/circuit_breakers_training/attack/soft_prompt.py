@@ -21,7 +21,6 @@ from typing import Any, Final, NamedTuple
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from circuit_breakers.engine.merge import merged_checkpoint
 from circuit_breakers.errors import ConfigError, EvaluationError, ModelError
@@ -41,7 +40,7 @@ from circuit_breakers_training.attack.tally import (
 from circuit_breakers_training.attack.white_box import WhiteBox
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.data.magpie import turn_template
-from circuit_breakers_training.render import Rendered, render, render_prompt
+from circuit_breakers_training.render import Rendered, load_tokenizer, render, render_prompt
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["Case", "SoftPrompt", "render_case", "run_soft_prompt"]
@@ -188,7 +187,7 @@ def run_soft_prompt(
         EvaluationError: a loss is not finite.
     """
     scene = set_scene(settings)
-    tokenizer = AutoTokenizer.from_pretrained(scene.model.path, local_files_only=True)
+    tokenizer = load_tokenizer(scene.model.path, scene.chat_template)
     cases = [
         render_case(tokenizer, row, answer_tokens=settings.answer_tokens) for row in scene.rows
     ]

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from circuit_breakers_training.data.jsonl import Message
 from circuit_breakers_training.data.prompt_lists import twin_pairs
 from circuit_breakers_training.recipes.config import Recipe
-from circuit_breakers_training.render import Rendered, render_prompt
+from circuit_breakers_training.render import Rendered, load_tokenizer, render_prompt
 
 __all__ = ["BenchRows", "RowFacts", "bench_rows", "row_facts"]
 
@@ -55,7 +53,7 @@ def bench_rows(
     Raises:
         ModelError: the tokenizer has no chat template.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    tokenizer = load_tokenizer(model_dir, recipe.chat_template)
     rng = random.Random(seed)  # noqa: S311  no secret
     pairs = twin_pairs()
 

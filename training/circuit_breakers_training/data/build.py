@@ -39,7 +39,6 @@ from circuit_breakers_training.data.responses import (
 )
 from circuit_breakers_training.data.split import SPLITS
 from circuit_breakers_training.recipes.config import ChatTemplate
-from circuit_breakers_training.render import set_chat_template
 
 __all__ = ["BuiltDataset", "build_dataset"]
 
@@ -120,8 +119,8 @@ def build_dataset(
             used_backend,
             seed=seed,
             max_model_len=MAX_PROMPT_TOKENS + max_new_tokens,
+            chat_template=chat_template,
         ) as generate:
-            set_chat_template(generate.tokenizer, chat_template)
             template = turn_template(generate.tokenizer, resolved.name)
             prompts = sample_user_prompts(
                 generate, template, sampled_prompts, against=[row.prompt for row in written]

@@ -25,6 +25,7 @@ from rich.progress import (
 
 from circuit_breakers.errors import ConfigError, ModelError
 from circuit_breakers.hardware import quick_dtype
+from circuit_breakers_training.render import TemplateSource, load_tokenizer
 
 __all__ = ["Backend", "Generated", "Generator", "Request", "open_generator", "pick_backend"]
 
@@ -91,17 +92,25 @@ def pick_backend(wanted: Backend | None = None) -> Backend:
 
 @contextmanager
 def open_generator(
-    model_dir: Path, backend: Backend, *, seed: int, max_model_len: int
+    model_dir: Path,
+    backend: Backend,
+    *,
+    seed: int,
+    max_model_len: int,
+    chat_template: TemplateSource,
 ) -> Iterator[Generator]:
     """A generator on the model in `model_dir`, released at the end of the block.
 
+    Args:
+        chat_template: what its tokenizer renders conversations with.
     Raises:
-        ModelError: vLLM cannot load the model, or stops later.
+        ModelError: there is no tokenizer, or vLLM cannot load the model, or stops later.
     """
+    tokenizer = load_tokenizer(model_dir, chat_template)
     generator: Generator = (
-        _VllmGenerator(model_dir, seed=seed, max_model_len=max_model_len)
+        _VllmGenerator(model_dir, tokenizer, seed=seed, max_model_len=max_model_len)
         if backend == "vllm"
-        else _TransformersGenerator(model_dir, seed=seed)
+        else _TransformersGenerator(model_dir, tokenizer, seed=seed)
     )
     try:
         yield generator
@@ -112,10 +121,10 @@ def open_generator(
 class _VllmGenerator:
     """vLLM in processes of its own: nothing of it stays in the caller's, which trains next."""
 
-    def __init__(self, model_dir: Path, *, seed: int, max_model_len: int) -> None:
+    def __init__(self, model_dir: Path, tokenizer: Any, *, seed: int, max_model_len: int) -> None:
         import torch
 
-        self.tokenizer: Any = _load_tokenizer(model_dir)
+        self.tokenizer = tokenizer
         count = 1 if torch.cuda.is_available() else min(_CPU_WORKERS, os.cpu_count() or 1)
         config = {
             "model_dir": str(model_dir),
@@ -225,12 +234,12 @@ class _Worker:
 
 
 class _TransformersGenerator:
-    def __init__(self, model_dir: Path, *, seed: int) -> None:
+    def __init__(self, model_dir: Path, tokenizer: Any, *, seed: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(seed)
-        self.tokenizer: Any = _load_tokenizer(model_dir)
+        self.tokenizer = tokenizer
         self._model = AutoModelForCausalLM.from_pretrained(
             model_dir, local_files_only=True, use_safetensors=True, dtype=quick_dtype()
         ).eval()
@@ -290,12 +299,6 @@ class _TransformersGenerator:
             text = self.tokenizer.decode(kept, skip_special_tokens=True)
             results.append(Generated(text, finished, tuple(kept)))
         return results
-
-
-def _load_tokenizer(model_dir: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
 
 
 def _batches(order: Sequence[int], requests: Sequence[Request]) -> Iterator[list[int]]:

@@ -44,6 +44,7 @@ from circuit_breakers_training.data.sources import (
     read_source,
 )
 from circuit_breakers_training.data.split import SPLITS, split_of
+from circuit_breakers_training.recipes.config import ChatTemplate
 
 __all__ = ["MissingAnswers", "import_dataset"]
 
@@ -62,6 +63,7 @@ def import_dataset(
     exclude: Sequence[str] = (),
     missing_answers: MissingAnswers = "refuse",
     model: str | None = None,
+    chat_template: ChatTemplate = "model",
     max_length: int = 512,
     max_new_tokens: int = 64,
     backend: Backend | None = None,
@@ -77,6 +79,7 @@ def import_dataset(
             same, or for nearly the same, are dropped.
         missing_answers: refuse such prompts, drop them, or have `model` write the answers.
         model: whose tokenizer measures the lengths, and who writes missing answers.
+        chat_template: the model's own, or the plain one for a model without.
         max_length: tokens above which a conversation is counted as too long; nothing is cut.
         max_new_tokens: length of each answer that is written.
         backend: for writing; vLLM if installed, else transformers.
@@ -85,11 +88,17 @@ def import_dataset(
         DataError: `out_dir` holds something else or is being built, a source is missing, broken or
             for evaluation only, prompts lack answers, or a split comes out empty.
         ModelError: the model cannot be found or read.
-        ConfigError: no model for missing answers, or the backend is not installed.
+        ConfigError: no model for missing answers or for the plain template, or the backend is not
+            installed.
     """
     started = time.monotonic()
     if not sources:
         raise DataError("got no source, expected at least one file or hub name; name one")
+    if chat_template != "model" and model is None:
+        raise ConfigError(
+            f"got the {chat_template} chat template without a model, expected the one whose "
+            "conversations it renders; name it with --model, or leave --plain-template out"
+        )
     writer = _writer(missing_answers, model)
     used_backend = pick_backend(backend) if writer is not None else None
     located = [locate(spec) for spec in sources]
@@ -104,6 +113,8 @@ def import_dataset(
         "max_new_tokens": max_new_tokens if writer else None,
         "backend": used_backend,
     }
+    if chat_template != "model":  # left out otherwise, so that datasets from before stay found
+        settings["chat_template"] = chat_template
     described = [source.describe() for source in located]
     inputs = _inputs_digest(settings, described, writer)
     found = find_dataset(out_dir, inputs, overwrite=overwrite)
@@ -114,7 +125,7 @@ def import_dataset(
         )
 
     # What can be refused is refused before large files are read.
-    tokenizer = open_tokenizer(model) if model is not None else None
+    tokenizer = open_tokenizer(model, chat_template) if model is not None else None
     read = [read_source(source, seed=seed) for source in located]
     pool = _pool(
         read, [row.prompt for source in kept_out for row in read_evaluation_rows(source).rows]
@@ -124,7 +135,13 @@ def import_dataset(
     with kept_texts(out_dir, inputs) as kept:
         if writer is not None and used_backend is not None:
             _write_answers(
-                pool, writer, used_backend, kept, seed=seed, max_new_tokens=max_new_tokens
+                pool,
+                writer,
+                used_backend,
+                kept,
+                chat_template,
+                seed=seed,
+                max_new_tokens=max_new_tokens,
             )
         distinct: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
         rows: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
@@ -227,6 +244,7 @@ def _write_answers(
     writer: ResolvedModel,
     backend: Backend,
     kept: Path,
+    chat_template: ChatTemplate,
     *,
     seed: int,
     max_new_tokens: int,
@@ -237,7 +255,12 @@ def _write_answers(
         return
     planned = plan_rows(plans, seed=seed, harmful_samples=1)
     with open_keeping_generator(
-        kept, writer.path, backend, seed=seed, max_model_len=MAX_PROMPT_TOKENS + max_new_tokens
+        kept,
+        writer.path,
+        backend,
+        seed=seed,
+        max_model_len=MAX_PROMPT_TOKENS + max_new_tokens,
+        chat_template=chat_template,
     ) as generate:
         template = turn_template(generate.tokenizer, writer.name)
         responses = write_responses(generate, template, planned, max_new_tokens)

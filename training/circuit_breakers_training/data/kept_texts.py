@@ -24,6 +24,7 @@ from circuit_breakers_training.data.generate import (
     open_generator,
 )
 from circuit_breakers_training.directory_lock import beside, locked
+from circuit_breakers_training.render import TemplateSource
 
 __all__ = ["KeepingGenerator", "discard_texts", "kept_texts", "open_keeping_generator"]
 
@@ -119,7 +120,13 @@ class KeepingGenerator:
 
 @contextmanager
 def open_keeping_generator(
-    kept: Path, model_dir: Path, backend: Backend, *, seed: int, max_model_len: int
+    kept: Path,
+    model_dir: Path,
+    backend: Backend,
+    *,
+    seed: int,
+    max_model_len: int,
+    chat_template: TemplateSource,
 ) -> Iterator[KeepingGenerator]:
     """A generator that keeps its texts in `kept` and goes on with those that are there.
 
@@ -128,5 +135,7 @@ def open_keeping_generator(
     """
     # A run that goes on must not draw again what it has.
     seed += _SEEDS_APART * len(list(kept.glob("*.json")))
-    with open_generator(model_dir, backend, seed=seed, max_model_len=max_model_len) as generate:
+    with open_generator(
+        model_dir, backend, seed=seed, max_model_len=max_model_len, chat_template=chat_template
+    ) as generate:
         yield KeepingGenerator(generate, kept)

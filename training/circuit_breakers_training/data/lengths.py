@@ -7,7 +7,8 @@ from typing import Any, Final
 from circuit_breakers.errors import ModelError
 from circuit_breakers.models import BUILTIN_MODELS, resolve_model
 from circuit_breakers_training.data.jsonl import Conversation
-from circuit_breakers_training.render import render
+from circuit_breakers_training.recipes.config import ChatTemplate
+from circuit_breakers_training.render import render, set_chat_template
 
 __all__ = ["open_tokenizer", "token_lengths"]
 
@@ -15,11 +16,12 @@ _QUANTILES: Final = (0.5, 0.9, 0.99)
 _UNLIMITED: Final = 1 << 40
 
 
-def open_tokenizer(model: str) -> Any:
+def open_tokenizer(model: str, chat_template: ChatTemplate) -> Any:
     """The tokenizer of a model; of one on the hub, nothing else is downloaded.
 
     Args:
         model: built-in name, directory or hub id.
+        chat_template: what it renders conversations with.
     Raises:
         ModelError: there is none.
     """
@@ -27,13 +29,15 @@ def open_tokenizer(model: str) -> Any:
 
     place = str(resolve_model(model).path) if model in BUILTIN_MODELS else model
     try:
-        return AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as e:
         reason = str(e).strip().partition("\n")[0]
         raise ModelError(
             f"got model {model!r}, expected a built-in name, a directory or a hub id with a "
             f"tokenizer ({reason}); check the name"
         ) from e
+    set_chat_template(tokenizer, chat_template)
+    return tokenizer
 
 
 def token_lengths(

@@ -20,7 +20,7 @@ from circuit_breakers_training.data.dataset import Dataset
 from circuit_breakers_training.data.jsonl import Conversation
 from circuit_breakers_training.fluency import LanguageModel, Loss, perplexity
 from circuit_breakers_training.probe.selection import expected_verdict
-from circuit_breakers_training.render import render_all
+from circuit_breakers_training.render import TemplateSource, render_all
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = [
@@ -54,6 +54,7 @@ def benign_perplexity(
     models: Mapping[str, Path],
     answers: Sequence[Conversation],
     *,
+    chat_template: TemplateSource,
     max_length: int,
     console: Console | None,
 ) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def benign_perplexity(
 
     Args:
         models: checkpoints by name; the first one is the base.
+        chat_template: what renders the answers, for each model alike.
         max_length: tokens of a conversation that are read.
     Raises:
         EvaluationError: no answer fits, or a loss is not finite.
@@ -72,7 +74,7 @@ def benign_perplexity(
     strata: list[str] = []
     losses_of: dict[str, list[Loss]] = {}
     for name, path in models.items():
-        model = LanguageModel(path)
+        model = LanguageModel(path, chat_template)
         rendered = render_all(model.tokenizer, answers, max_length=max_length)
         strata = [answers[i].source for i in rendered.kept]
         if not strata:

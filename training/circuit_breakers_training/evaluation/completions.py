@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoTokenizer
-
 from circuit_breakers.errors import ConfigError
 from circuit_breakers.models import ResolvedModel
 from circuit_breakers_training.data.generate import Backend, Request, open_generator
 from circuit_breakers_training.data.jsonl import Message
 from circuit_breakers_training.data.magpie import turn_template
 from circuit_breakers_training.evaluation.suites import Attempt
-from circuit_breakers_training.render import Rendered, render, render_prompt
+from circuit_breakers_training.render import (
+    Rendered,
+    TemplateSource,
+    load_tokenizer,
+    render,
+    render_prompt,
+)
 
 __all__ = [
     "Completion",
@@ -70,14 +74,18 @@ class Prompts(NamedTuple):
 
 
 def render_attempts(
-    model: ResolvedModel, attempts: Sequence[Attempt], *, max_new_tokens: int
+    model: ResolvedModel,
+    attempts: Sequence[Attempt],
+    *,
+    chat_template: TemplateSource,
+    max_new_tokens: int,
 ) -> Prompts:
-    """The attempts by the model's own template.
+    """The attempts as the model reads them, by the template that it is served with.
 
     Raises:
         ConfigError: an attempt does not fit into the model's context.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model.path, local_files_only=True)
+    tokenizer = load_tokenizer(model.path, chat_template)
     ids = [prompt_ids(tokenizer, attempt) for attempt in attempts]
     longest = check_lengths(
         attempts, ids, max_new_tokens=max_new_tokens, context=model.max_position_embeddings
@@ -129,6 +137,7 @@ def write_completions(
     prompts: Sequence[tuple[int, ...]],
     sampling: Sampling,
     *,
+    chat_template: TemplateSource,
     max_model_len: int,
     title: str,
 ) -> list[Completion]:
@@ -142,7 +151,11 @@ def write_completions(
     """
     distinct = list(dict.fromkeys(prompts))
     with open_generator(
-        model_dir, sampling.backend, seed=sampling.seed, max_model_len=max_model_len
+        model_dir,
+        sampling.backend,
+        seed=sampling.seed,
+        max_model_len=max_model_len,
+        chat_template=chat_template,
     ) as generate:
         template = turn_template(generate.tokenizer, model_name)
         requests = [

@@ -43,7 +43,7 @@ from circuit_breakers_training.evaluation.settings import EvaluationSettings
 from circuit_breakers_training.evaluation.sides import judge_texts, reference_limits
 from circuit_breakers_training.evaluation.suites import Attempt, build_attempts, reference_attempts
 from circuit_breakers_training.fluency import LanguageModel
-from circuit_breakers_training.recipes.config import Recipe
+from circuit_breakers_training.recipes.config import ChatTemplate, Recipe
 from circuit_breakers_training.recipes.resolution import Override, parse_override, resolve_recipe
 from circuit_breakers_training.stages import training_rows
 
@@ -133,11 +133,11 @@ def learning_curve(settings: CurveSettings, console: Console | None = None) -> d
         CalibrationError: too few benign answers to tell degenerate text by.
     """
     recipes = [resolve_recipe(settings.recipe, v.overrides).recipe for v in settings.variants]
-    models = {recipe.model for recipe in recipes}
-    if len(models) != 1:
+    asked = {f"{recipe.model} ({recipe.chat_template} template)" for recipe in recipes}
+    if len(asked) != 1:
         raise ConfigError(
-            f"got variants of {', '.join(sorted(models)) or 'nothing'}, expected one model; "
-            "leave the field model to the recipe"
+            f"got variants of {', '.join(sorted(asked)) or 'nothing'}, expected one model and one "
+            "chat template; leave the fields model and chat_template to the recipe"
         )
     dataset = load_dataset(settings.data)
     if settings.split == "selection":
@@ -150,7 +150,7 @@ def learning_curve(settings: CurveSettings, console: Console | None = None) -> d
     ]
     model = resolve_model(recipes[0].model)
     reference = reference_attempts(prompts)
-    judge = _Judge(settings, model, attempts, reference, console)
+    judge = _Judge(settings, model, recipes[0].chat_template, attempts, reference, console)
     rows = [{"variant": "base model", "suites": judge.base}]
     settings.out.mkdir(parents=True, exist_ok=True)
     for variant, recipe in zip(settings.variants, recipes, strict=True):
@@ -177,14 +177,19 @@ class _Judge:
         self,
         settings: CurveSettings,
         model: ResolvedModel,
+        chat_template: ChatTemplate,
         attempts: Sequence[Attempt],
         reference: Sequence[Attempt],
         console: Console | None,
     ) -> None:
         ids, self._longest = render_attempts(
-            model, [*attempts, *reference], max_new_tokens=settings.max_new_tokens
+            model,
+            [*attempts, *reference],
+            chat_template=chat_template,
+            max_new_tokens=settings.max_new_tokens,
         )
-        self._model, self._attempts, self._console = model, attempts, console
+        self._model, self._chat_template = model, chat_template
+        self._attempts, self._console = attempts, console
         self._sampling = Sampling(
             settings.max_new_tokens, 0.0, settings.seed, pick_backend(settings.backend)
         )
@@ -204,7 +209,13 @@ class _Judge:
 
     def _write(self, path: Path, ids: Sequence[tuple[int, ...]], title: str) -> list[Completion]:
         return write_completions(
-            path, self._model.name, ids, self._sampling, max_model_len=self._longest, title=title
+            path,
+            self._model.name,
+            ids,
+            self._sampling,
+            chat_template=self._chat_template,
+            max_model_len=self._longest,
+            title=title,
         )
 
     def _rates(self, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -257,6 +268,7 @@ def _row(
         perplexity = benign_perplexity(
             {"base": model.path, "adapter": merged},
             benign_answers(dataset, limit=settings.limit),
+            chat_template=recipe.chat_template,
             max_length=recipe.max_length,
             console=console,
         )

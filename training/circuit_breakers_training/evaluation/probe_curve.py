@@ -23,7 +23,6 @@ import numpy.typing as npt
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
 from circuit_breakers.artifact import Aggregation, Breaker, load_breaker
 from circuit_breakers.engine.merge import merged_checkpoint
@@ -40,7 +39,7 @@ from circuit_breakers_training.probe.fit import fit_probe, token_logits
 from circuit_breakers_training.probe.fit_tokens import FitTokens, collect_fit_tokens
 from circuit_breakers_training.probe.selection import Candidate, expected_verdict, score_quality
 from circuit_breakers_training.recipes.config import Recipe
-from circuit_breakers_training.render import Rendered, render_all
+from circuit_breakers_training.render import Rendered, load_tokenizer, render_all
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["ProbeCurveSettings", "print_probe_curve", "probe_curve"]
@@ -118,7 +117,7 @@ def probe_curve(settings: ProbeCurveSettings, console: Console | None = None) ->
         )
     model = resolve_model(settings.model or breaker.manifest.base_model.id)
     merged = merged_checkpoint(model, breaker)
-    tokenizer = AutoTokenizer.from_pretrained(merged, local_files_only=True)
+    tokenizer = load_tokenizer(merged, "model")
     train, test = (_rows(tokenizer, split, recipe) for split in (dataset.train, dataset.test))
     spec = breaker.manifest.probes[0]
     reader = ResidualReader(merged, spec.read_layers)

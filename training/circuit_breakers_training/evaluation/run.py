@@ -48,6 +48,7 @@ from circuit_breakers_training.evaluation.suites import (
     reference_attempts,
 )
 from circuit_breakers_training.fluency import LanguageModel
+from circuit_breakers_training.render import TemplateSource
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["evaluate_breaker"]
@@ -62,6 +63,7 @@ class _Models(NamedTuple):
 
     resolved: ResolvedModel
     merged_dir: Path
+    chat_template: TemplateSource
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -112,7 +114,9 @@ def evaluate_breaker(
     if attempts:
         check_num_texts(len(reference), 0, share=settings.degenerate_share)
 
-    models = _Models(resolved, merged_checkpoint(resolved, breaker))
+    models = _Models(
+        resolved, merged_checkpoint(resolved, breaker), breaker.chat_template or "model"
+    )
     judged = _judge_attempts(settings, breaker, models, attempts, reference, console)
     suites = _summaries(settings, breaker, judged.outcomes, attempts)
     failures = _row_failures(judged.outcomes)
@@ -158,7 +162,10 @@ def _judge_attempts(
         return _Judged([], None)
     resolved = models.resolved
     ids, longest = render_attempts(
-        resolved, [*attempts, *reference], max_new_tokens=settings.max_new_tokens
+        resolved,
+        [*attempts, *reference],
+        chat_template=models.chat_template,
+        max_new_tokens=settings.max_new_tokens,
     )
     sampling = Sampling(
         settings.max_new_tokens,
@@ -169,7 +176,13 @@ def _judge_attempts(
 
     def write(path: Path, wanted: Sequence[tuple[int, ...]], title: str) -> list[Completion]:
         return write_completions(
-            path, resolved.name, wanted, sampling, max_model_len=longest, title=title
+            path,
+            resolved.name,
+            wanted,
+            sampling,
+            chat_template=models.chat_template,
+            max_model_len=longest,
+            title=title,
         )
 
     base = write(resolved.path, ids, "base model writes")
@@ -247,6 +260,7 @@ def _capability(
     measured = benign_perplexity(
         models.paths,
         answers,
+        chat_template=models.chat_template,
         max_length=min(_PERPLEXITY_TOKENS, models.resolved.max_position_embeddings),
         console=console,
     )

@@ -19,7 +19,7 @@ from circuit_breakers_training.evaluation.prompts import EvalPrompt
 from circuit_breakers_training.evaluation.sides import judge_texts, reference_limits
 from circuit_breakers_training.evaluation.suites import Attempt, reference_attempts
 from circuit_breakers_training.fluency import LanguageModel
-from circuit_breakers_training.render import Rendered
+from circuit_breakers_training.render import Rendered, TemplateSource
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["Judge"]
@@ -35,12 +35,14 @@ class Judge:
         self,
         *,
         model_id: str,
+        chat_template: TemplateSource,
         prompts: Sequence[EvalPrompt],
         max_new_tokens: int,
         degenerate_share: float,
         console: Console | None,
     ) -> None:
         self._model_id = model_id
+        self._chat_template = chat_template
         self._prompts = prompts
         self._max_new_tokens = max_new_tokens
         self._degenerate_share = degenerate_share
@@ -48,7 +50,7 @@ class Judge:
 
     @cached_property
     def _model(self) -> LanguageModel:
-        return LanguageModel(resolve_model(self._model_id).path)
+        return LanguageModel(resolve_model(self._model_id).path, self._chat_template)
 
     @cached_property
     def limits(self) -> DegenerateLimits:

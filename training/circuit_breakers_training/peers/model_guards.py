@@ -29,7 +29,7 @@ from circuit_breakers_training.peers.cases import Case
 from circuit_breakers_training.peers.figures import Looks, cpu_ms
 from circuit_breakers_training.probe.activations import ResidualReader
 from circuit_breakers_training.probe.fit import probe_logits
-from circuit_breakers_training.render import render_prompt
+from circuit_breakers_training.render import TemplateSource, render_prompt
 
 __all__ = ["Answers", "ModelAsJudge", "ProbeCost", "probe_cost", "probe_looks", "written_answers"]
 
@@ -47,13 +47,15 @@ _DEGENERATE_SHARE: Final = 0.05
 class ModelAsJudge:
     """The base model, asked about a conversation: logit of yes less logit of no, in one forward."""
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, chat_template: TemplateSource = "model") -> None:
         """Loads the model.
 
+        Args:
+            chat_template: what it is asked with.
         Raises:
             EvaluationError: its tokenizer has no single token for either word.
         """
-        self._model = LanguageModel(model_dir)
+        self._model = LanguageModel(model_dir, chat_template)
         self._yes = _single_tokens(self._model.tokenizer, _YES)
         self._no = _single_tokens(self._model.tokenizer, _NO)
 
@@ -144,6 +146,7 @@ def written_answers(
     base_model: str,
     prompts: Sequence[EvalPrompt],
     *,
+    chat_template: TemplateSource,
     limit: int,
     console: Console | None,
 ) -> list[Answers]:
@@ -151,6 +154,7 @@ def written_answers(
 
     Args:
         models: names or directories, by their title; all are judged by the base model's limits.
+        chat_template: what each of them reads the requests by.
     Raises:
         CalibrationError: too few benign requests to tell degenerate text by.
     """
@@ -159,6 +163,7 @@ def written_answers(
     def open_judge(model: str) -> Judge:
         return Judge(
             model_id=model,
+            chat_template=chat_template,
             prompts=prompts,
             max_new_tokens=_ANSWER_TOKENS,
             degenerate_share=_DEGENERATE_SHARE,
