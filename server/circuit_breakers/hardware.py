@@ -2,10 +2,17 @@
 
 from typing import Literal
 
-__all__ = ["load_dtype", "quick_dtype"]
+__all__ = ["load_dtype", "pick_device", "quick_dtype"]
 
 # As PyTorch names what it found. AMX and the bfloat16 instructions come on top of AVX-512.
 _WITHOUT_AVX512 = frozenset({"NO AVX", "DEFAULT", "AVX2"})
+
+
+def pick_device() -> Literal["cuda", "cpu"]:
+    """Where a model is trained, read and asked: on the GPU, if there is one."""
+    import torch  # deferred: it takes seconds
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def quick_dtype() -> Literal["auto", "float32"]:
@@ -16,7 +23,7 @@ def quick_dtype() -> Literal["auto", "float32"]:
     """
     import torch  # deferred: it takes seconds
 
-    if torch.cuda.is_available():
+    if pick_device() == "cuda":
         return "auto"
     capability = torch.backends.cpu.get_cpu_capability()
     return "float32" if capability in _WITHOUT_AVX512 else "auto"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from circuit_breakers.hardware import quick_dtype
+from circuit_breakers.hardware import pick_device, quick_dtype
 from circuit_breakers_training.batches import pad_rows
 from circuit_breakers_training.render import Rendered, TemplateSource, load_tokenizer
 
@@ -44,7 +44,7 @@ class LanguageModel:
             chat_template: for those who render conversations with its tokenizer.
         """
         self.tokenizer: Any = load_tokenizer(model_dir, chat_template)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = pick_device()
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
             dtype=quick_dtype(),

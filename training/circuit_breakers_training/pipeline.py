@@ -20,7 +20,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +27,7 @@ from circuit_breakers.artifact import Breaker, save_breaker
 from circuit_breakers.artifact.store import CHAT_TEMPLATE
 from circuit_breakers.engine.merge import check_mergeable
 from circuit_breakers.errors import ConfigError
+from circuit_breakers.hardware import pick_device
 from circuit_breakers.models import resolve_model
 from circuit_breakers_training.adapter.trainer import AdapterResult
 from circuit_breakers_training.data.dataset import load_dataset
@@ -95,7 +95,7 @@ def run_training(
     # What can be refused is refused before minutes are spent.
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists, expected a new directory; choose another or overwrite it")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device()
     processes = Processes(recipe, device)
     if data_dir is None and processes.count > 1:
         raise ConfigError(

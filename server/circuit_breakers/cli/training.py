@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from circuit_breakers.cli.apps import app, import_extra, reported_errors
+from circuit_breakers.hardware import pick_device
 
 __all__ = ["recipes", "report", "train"]
 
@@ -90,15 +91,13 @@ def train(
 def _show_dry_run(resolution: Any, source: str, overrides: list[Any], data: Path | None) -> None:
     planning = import_extra("circuit_breakers_training.recipes.dry_run", extra="train")
     skeleton = import_extra("circuit_breakers_training.recipes.skeleton", extra="train")
-    import torch
-
     resolved = resolution.resolve_recipe(source, overrides, find_model=skeleton.local_model_dir)
     typer.echo(resolved.describe())
     planned = planning.dry_run(
         resolved.recipe,
         skeleton.local_model_dir(resolved.recipe.model),
         data_dir=data,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=pick_device(),
     )
     typer.echo(planned.describe())
     if planned.refusal is not None:

@@ -9,6 +9,7 @@ import pytest
 from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.data.dataset import SCHEMA_VERSION, load_dataset, write_dataset
 from circuit_breakers_training.data.split import SPLITS
+from circuit_breakers_training.evaluation import learning_curve as module
 from circuit_breakers_training.evaluation.learning_curve import (
     CurveSettings,
     Variant,
@@ -16,6 +17,8 @@ from circuit_breakers_training.evaluation.learning_curve import (
     parse_variant,
     print_curve,
 )
+from circuit_breakers_training.processes import Processes
+from circuit_breakers_training.recipes.config import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,9 +131,18 @@ def test_the_selection_split_is_asked_instead(
     assert found["perplexity"]["all"]["base"] == expected["perplexity"]["all"]["base"]
 
 
-def test_a_base_model_is_trained_and_asked_on_the_plain_template(
-    base_gpt2: Path, data_dir: Path, tmp_path: Path
+def test_a_base_model_is_trained_and_asked_on_the_plain_template_where_training_runs(
+    base_gpt2: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    devices: list[str] = []
+
+    class Recorded(Processes):
+        def __init__(self, recipe: Recipe, device: str) -> None:
+            devices.append(device)
+            super().__init__(recipe, "cpu")
+
+    monkeypatch.setattr(module, "Processes", Recorded)
+    monkeypatch.setattr(module, "pick_device", lambda: "cuda")
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(
         f'model = "{base_gpt2}"\nsteps = 2\nbatch_size = 2\nprecision = "fp32"\n'
@@ -148,6 +160,7 @@ def test_a_base_model_is_trained_and_asked_on_the_plain_template(
     base, row = learning_curve(settings)["rows"]
     assert all(side["suites"]["direct"]["num"] == LIMIT for side in (base, row))
     assert row["benign_perplexity"]["num_conversations"]["all"] == 2 * LIMIT
+    assert devices == ["cuda"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from circuit_breakers.artifact import Aggregation, Breaker
 from circuit_breakers.guard.breaker import StreamBreaker
 from circuit_breakers.guard.policy import Policy
+from circuit_breakers.hardware import pick_device
 from circuit_breakers_training.blocks import decoder_blocks, record_outputs
 
 __all__ = ["Answer", "AttackLoss", "WhiteBox", "probe_penalty", "running_scores"]
@@ -53,7 +54,7 @@ class WhiteBox:
             model_dir: the base model, or the model with the adapter merged in.
             breaker: whose probes may be judged.
         """
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = pick_device()
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
             dtype=torch.float32,

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from circuit_breakers.errors import NotReadyError
+from circuit_breakers.hardware import pick_device
 from circuit_breakers_training.bench.arms import make_loop
 from circuit_breakers_training.bench.rows import bench_rows
 from circuit_breakers_training.recipes.config import Recipe
@@ -74,7 +75,7 @@ def _status_lines() -> list[str]:
 
 
 def _child(arm: str, recipe_json: str, model_dir: str, rows_per_kind: int) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(pick_device())
     recipe = Recipe.model_validate_json(recipe_json)
     rows = bench_rows(recipe, Path(model_dir), rows_per_kind=rows_per_kind, num_steps=_NUM_STEPS)
     loop = make_loop(arm, recipe, Path(model_dir), device)

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from circuit_breakers.hardware import pick_device
 from circuit_breakers_training.bench.arms import OURS, PUBLISHED, make_loop
 from circuit_breakers_training.bench.loops import Loop, LossValues, StepTime
 from circuit_breakers_training.bench.peak import Peak, peak_memory
@@ -107,7 +108,7 @@ def bench_training(
     Raises:
         CircuitBreakersError: a loop cannot be made or run.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(pick_device())
     steps = bench_rows(
         recipe,
         model_dir,

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from circuit_breakers.errors import ConfigError, ModelError
-from circuit_breakers.hardware import quick_dtype
+from circuit_breakers.hardware import pick_device, quick_dtype
 from circuit_breakers_training.render import TemplateSource, load_tokenizer
 
 __all__ = ["Backend", "Generated", "Generator", "Request", "open_generator", "pick_backend"]
@@ -98,11 +98,14 @@ def open_generator(
     seed: int,
     max_model_len: int,
     chat_template: TemplateSource,
+    device: str | None = None,
 ) -> Iterator[Generator]:
     """A generator on the model in `model_dir`, released at the end of the block.
 
     Args:
         chat_template: what its tokenizer renders conversations with.
+        device: where transformers runs it, as PyTorch names it; by default, where the rest of
+            training runs. vLLM chooses its own.
     Raises:
         ModelError: there is no tokenizer, or vLLM cannot load the model, or stops later.
     """
@@ -110,7 +113,7 @@ def open_generator(
     generator: Generator = (
         _VllmGenerator(model_dir, tokenizer, seed=seed, max_model_len=max_model_len)
         if backend == "vllm"
-        else _TransformersGenerator(model_dir, tokenizer, seed=seed)
+        else _TransformersGenerator(model_dir, tokenizer, seed=seed, device=device or pick_device())
     )
     try:
         yield generator
@@ -234,15 +237,16 @@ class _Worker:
 
 
 class _TransformersGenerator:
-    def __init__(self, model_dir: Path, tokenizer: Any, *, seed: int) -> None:
+    def __init__(self, model_dir: Path, tokenizer: Any, *, seed: int, device: str) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(seed)
         self.tokenizer = tokenizer
-        self._model = AutoModelForCausalLM.from_pretrained(
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
             model_dir, local_files_only=True, use_safetensors=True, dtype=quick_dtype()
-        ).eval()
+        )
+        self._model.eval().to(device)
 
     def __call__(self, requests: Sequence[Request], title: str) -> list[Generated]:
         results: list[Generated] = [Generated("", False)] * len(requests)
@@ -285,8 +289,8 @@ class _TransformersGenerator:
             }
         with torch.inference_mode():
             out_BT = self._model.generate(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
+                input_ids=ids_BT.to(self._model.device),
+                attention_mask=mask_BT.to(self._model.device),
                 max_new_tokens=first.max_new_tokens,
                 **sampling,
                 eos_token_id=first.stop_id,

@@ -24,6 +24,7 @@ from rich.table import Column, Table
 
 from circuit_breakers.engine.merge import merge_adapter
 from circuit_breakers.errors import ConfigError
+from circuit_breakers.hardware import pick_device
 from circuit_breakers.models import ResolvedModel, resolve_model
 from circuit_breakers_training.adapter.trainer import PinnedError, TrainingRows, train_adapter
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
@@ -43,6 +44,7 @@ from circuit_breakers_training.evaluation.settings import EvaluationSettings
 from circuit_breakers_training.evaluation.sides import judge_texts, reference_limits
 from circuit_breakers_training.evaluation.suites import Attempt, build_attempts, reference_attempts
 from circuit_breakers_training.fluency import LanguageModel
+from circuit_breakers_training.processes import Processes
 from circuit_breakers_training.recipes.config import ChatTemplate, Recipe
 from circuit_breakers_training.recipes.resolution import Override, parse_override, resolve_recipe
 from circuit_breakers_training.stages import training_rows
@@ -252,14 +254,18 @@ def _row(
         *(model.revision, model.config_sha256),
     ]
     slug = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+    processes = Processes(recipe, pick_device())
     result = train_adapter(
         recipe,
         model_dir=model.path,
         revision=model.revision,
         rows=rows,
         out=settings.out / f"adapter-{slug}",
+        processes=processes,
         console=console,
     )
+    # What training held of a GPU, the models that write next need.
+    processes.leave()
     merged = settings.out / f"merged-{slug}"
     shutil.rmtree(merged, ignore_errors=True)
     try:

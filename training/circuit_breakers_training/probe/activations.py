@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModel
 
-from circuit_breakers.hardware import quick_dtype
+from circuit_breakers.hardware import pick_device, quick_dtype
 from circuit_breakers_training.batches import pad_rows
 from circuit_breakers_training.blocks import cut_blocks, decoder_blocks, record_outputs
 from circuit_breakers_training.render import Rendered
@@ -46,7 +46,7 @@ class ResidualReader:
         """Loads the blocks up to the deepest of `layers` in the checkpoint's dtype."""
         assert layers
         self.layers = tuple(layers)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = pick_device()
         self._model: Any = AutoModel.from_pretrained(
             model_dir,
             dtype=quick_dtype(),
