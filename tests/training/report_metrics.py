@@ -151,6 +151,13 @@ def full_metrics() -> dict[str, Any]:
             "reroute_coefficient": [10.0, 9.0, 8.0, 7.0],
         },
         "roc": {"false_positive_rate": [0, 0, 0.1, 1], "true_positive_rate": [0, 0.7, 0.9, 1]},
+        "probe_fit": {
+            "num_conversations": 3050,
+            "num_repeats": 980,
+            "num_tokens": 21353,
+            "tokens_per_conversation": 7,
+            "is_reduced": True,
+        },
         "data_counts": {"train": {"benign": {"twin": 4}, "harmful": {"harmful": 3}}},
         "peak_rss_mib_by_stage": {"adapter": 2048.0},
         "environment": {"python": "3.11.2", "packages": {"torch": "2.13.0"}},

@@ -77,6 +77,17 @@ def test_too_few_benign_conversations_are_refused_before_training(
     assert not list((tmp_path / "breaker.work").glob("adapter*"))
 
 
+def test_a_fit_without_memory_is_refused_before_training(
+    recipe: Recipe, data_dir: Path, tmp_path: Path
+) -> None:
+    probe = recipe.probe.model_copy(update={"max_fit_gib": 1e-9})
+    with pytest.raises(ConfigError, match=r"got probe.max_fit_gib 1e-09, which is 0 tokens"):
+        run_training(
+            recipe.model_copy(update={"probe": probe}), tmp_path / "breaker", data_dir=data_dir
+        )
+    assert not list((tmp_path / "breaker.work").glob("adapter*"))
+
+
 def test_never_replaces_what_it_did_not_make(
     recipe: Recipe, data_dir: Path, tmp_path: Path
 ) -> None:

@@ -197,6 +197,19 @@ def test_harmful_groups_say_what_is_missed_whole() -> None:
     assert "of one request" not in to_markdown(build_document(plain_metrics()))
 
 
+def test_what_the_probe_was_fitted_on_is_said() -> None:
+    metrics = full_metrics()
+    said = (
+        "Fitted on 21,353 tokens of 3,050 training conversations, at most 7 of each, fewer than "
+        "the recipe asks for, to stay within probe.max_fit_gib; 980 repeats of these were left out."
+    )
+    # An underscore within a word is no markup.
+    assert said in to_markdown(build_document(metrics))
+    metrics["probe_fit"] |= {"num_repeats": 0, "is_reduced": False}
+    assert "at most 7 of each.\n" in to_markdown(build_document(metrics))
+    assert "Fitted on" not in to_markdown(build_document(plain_metrics()))
+
+
 def test_trip_positions_are_drawn_and_summed_up() -> None:
     page = page_of(full_metrics())
     # Of 0, 3, 3, 17, 40: the median, and numpy's 0.9 quantile, 17 + 0.6 * 23 = 30.8.

@@ -37,12 +37,14 @@ from circuit_breakers_training.evaluation.held_out import DIGESTS_FILE, digests_
 from circuit_breakers_training.export import pick_canaries, provable
 from circuit_breakers_training.probe.calibration import num_trips_allowed
 from circuit_breakers_training.probe.evaluate import evaluate_probe, roc_points
+from circuit_breakers_training.probe.fit_plan import reduced_text
 from circuit_breakers_training.probe.long_context import extrapolated_rates
 from circuit_breakers_training.probe.selection import expected_verdict
 from circuit_breakers_training.probe.stages import (
     calibrate_probe,
     choose_probe,
     measure_long,
+    planned_fit,
     score_splits,
 )
 from circuit_breakers_training.processes import Processes
@@ -90,7 +92,8 @@ def run_training(
         DataError: the data cannot be read, or a split lacks a label.
         CalibrationError: too few benign conversations for the promised false-positive rate, or no
             harmful one trips.
-        ConfigError: the recipe does not fit the model, `out` is taken, or another run works on it.
+        ConfigError: the recipe does not fit the model, `out` is taken, another run works on it, or
+            the probe's fit has no memory for one token of each conversation.
     """
     # What can be refused is refused before minutes are spent.
     if out.exists() and not overwrite:
@@ -130,12 +133,14 @@ def _make_breaker(
     splits = render_splits(run, dataset)
     num_benign = sum(expected_verdict(r.conversation) == "benign" for r in splits["calibration"])
     num_trips_allowed(num_benign, recipe.probe.target_fpr, recipe.probe.confidence)
+    fit = planned_fit(run, splits["train"])
+    _say(run, reduced_text(recipe.probe, fit))
 
     adapter = train(run, dataset)
     run.processes.leave()
     if not run.processes.is_main:
         return None
-    probe = choose_probe(run, dataset, splits, adapter)
+    probe = choose_probe(run, dataset, splits, adapter, fit)
     scored = score_splits(run, dataset, splits, adapter, probe.candidate)
     spec = calibrate_probe(recipe, probe.candidate, scored["calibration"])
     spec = provable(spec, probe.selection)
@@ -155,6 +160,13 @@ def _make_breaker(
         "adapter_sha256": sha256(_weights(adapter).read_bytes()).hexdigest(),
         "training_log": log_columns(read_metrics(adapter.metrics_path)),
         "probe": {**spec.model_dump(mode="json"), "layers": spec.read_layers},
+        "probe_fit": {
+            "num_conversations": len(fit.kept),
+            "num_repeats": fit.num_repeats,
+            "num_tokens": fit.num_tokens,
+            "tokens_per_conversation": fit.tokens_per_conversation,
+            "is_reduced": fit.is_reduced,
+        },
         "selection": probe.table,
         "test": evaluate_probe(scored["test"], spec),
         "roc": {
@@ -191,6 +203,12 @@ def _make_breaker(
     # As large as the base model, and quickly made again.
     shutil.rmtree(run.work.path / "merged", ignore_errors=True)
     return breaker
+
+
+def _say(run: Run, text: str) -> None:
+    """A line beside the progress bars."""
+    if text and run.console is not None:
+        run.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

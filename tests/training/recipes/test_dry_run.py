@@ -123,6 +123,26 @@ def test_conversations_that_do_not_fit_are_counted(tiny_llama: Path, data_dir: P
     assert planned.data.num_truncated + planned.data.num_dropped == 11
 
 
+def test_memory_and_disk_of_the_fit_are_estimated(tiny_llama: Path, data_dir: Path) -> None:
+    # Of one token: blocks 1 and 2 side by side and one of them again, and on the disk both under
+    # three aggregations; float32 of width 32. 32 tokens of 1,000 conversations are 11.7 MiB.
+    text = plan(tiny_llama).describe()
+    assert "11.7 MiB of memory and 23.4 MiB of disk for each 1,000 training conv" in text
+    assert "at most 16.0 GiB and 32.0 GiB" in text
+    planned = plan(tiny_llama, data_dir=data_dir)
+    assert planned.fit is not None
+    assert len(planned.fit.kept) == 11
+    assert f"{planned.fit.num_tokens} tokens of 11 conversations" in planned.describe()
+    small = RECIPE.probe.model_copy(update={"max_fit_gib": 25 * 3 * 32 * 4 / 2**30})
+    planned = plan(tiny_llama, RECIPE.model_copy(update={"probe": small}), data_dir)
+    assert planned.fit is not None
+    assert planned.fit.num_tokens <= 25
+    assert "tokens of each of 11 conversations, not 32" in planned.describe().splitlines()[-1]
+    none = small.model_copy(update={"max_fit_gib": 1e-9})
+    planned = plan(tiny_llama, RECIPE.model_copy(update={"probe": none}), data_dir)
+    assert "got probe.max_fit_gib 1e-09" in str(planned.refusal)
+
+
 def test_data_that_cannot_be_read_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a built dataset"):
         plan(tiny_llama, data_dir=tmp_path)

@@ -36,6 +36,7 @@ from circuit_breakers_training.evaluation.results import check_out
 from circuit_breakers_training.probe.activations import ResidualReader
 from circuit_breakers_training.probe.calibration import peak_score
 from circuit_breakers_training.probe.fit import fit_probe, token_logits
+from circuit_breakers_training.probe.fit_plan import plan_fit
 from circuit_breakers_training.probe.fit_tokens import FitTokens, collect_fit_tokens
 from circuit_breakers_training.probe.selection import Candidate, expected_verdict, score_quality
 from circuit_breakers_training.recipes.config import Recipe
@@ -90,6 +91,10 @@ class _Rows(NamedTuple):
     def harmful(self) -> list[bool]:
         return [c.label == "harmful" for c in self.conversations]
 
+    def at(self, places: Sequence[int]) -> _Rows:
+        """Some of them."""
+        return _Rows([self.conversations[i] for i in places], [self.rendered[i] for i in places])
+
 
 def probe_curve(settings: ProbeCurveSettings, console: Console | None = None) -> dict[str, Any]:
     """Fits and judges a probe for each share and each layer; also written to `out`/curve.json.
@@ -121,7 +126,13 @@ def probe_curve(settings: ProbeCurveSettings, console: Console | None = None) ->
     train, test = (_rows(tokenizer, split, recipe) for split in (dataset.train, dataset.test))
     spec = breaker.manifest.probes[0]
     reader = ResidualReader(merged, spec.read_layers)
-    counts, probes = _fitted(settings, recipe, reader, train, spec.aggregation, console)
+    # As the breaker's own probe was fitted.
+    plan = plan_fit(
+        *train, recipe.probe, num_layers=model.num_layers, hidden_size=model.hidden_size
+    )
+    train = train.at(plan.kept)
+    num_tokens = plan.tokens_per_conversation
+    counts, probes = _fitted(settings, recipe, reader, train, num_tokens, spec.aggregation, console)
     with progress_bar(console, "reading test", len(test.rendered)) as progress:
         logits = token_logits(
             reader, test.rendered, [(p.layers, p.weights) for p in probes], progress=progress
@@ -170,6 +181,7 @@ def _fitted(
     recipe: Recipe,
     reader: ResidualReader,
     train: _Rows,
+    tokens_per_conversation: int,
     aggregation: Aggregation,
     console: Console | None,
 ) -> tuple[list[dict[str, Any]], list[Candidate]]:
@@ -191,7 +203,7 @@ def _fitted(
                 harmful,
                 directory=Path(directory),
                 aggregations=(aggregation,),
-                tokens_per_conversation=recipe.probe.tokens_per_conversation,
+                tokens_per_conversation=tokens_per_conversation,
                 seed=recipe.seed,
                 progress=progress,
             )

@@ -30,7 +30,7 @@ from circuit_breakers.errors import DataError
 from circuit_breakers_training.probe.activations import ResidualReader
 from circuit_breakers_training.render import Rendered
 
-__all__ = ["OPENING", "FitTokens", "collect_fit_tokens", "running_mean"]
+__all__ = ["OPENING", "FitTokens", "collect_fit_tokens", "num_shared_tokens", "running_mean"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -148,7 +148,7 @@ def collect_fit_tokens(
             "both labels; add conversations of the other label to the train split"
         )
     skip = max(a.skip_tokens for a in aggregations)
-    num_opening = _num_shared_tokens(rows)
+    num_opening = num_shared_tokens(rows)
     labels: list[bool] = []
     places: list[int] = []
     counts: list[int] = []
@@ -204,7 +204,7 @@ def _file(directory: Path, layer: int, aggregation: int) -> Path:
     return directory / f"{layer}-{aggregation}.f32"
 
 
-def _num_shared_tokens(rows: Sequence[Rendered]) -> int:
+def num_shared_tokens(rows: Sequence[Rendered]) -> int:
     """Length of the longest prefix that all rows have in common."""
     # Everything between the smallest and the largest sequence shares what these two share.
     first, last = min(row.ids for row in rows), max(row.ids for row in rows)

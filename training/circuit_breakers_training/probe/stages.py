@@ -20,6 +20,7 @@ from circuit_breakers_training.probe.activations import ResidualReader
 from circuit_breakers_training.probe.calibration import calibrate, peak_histogram
 from circuit_breakers_training.probe.evaluate import ScoredConversation
 from circuit_breakers_training.probe.fit import token_logits
+from circuit_breakers_training.probe.fit_plan import FitPlan, plan_fit
 from circuit_breakers_training.probe.fit_tokens import collect_fit_tokens
 from circuit_breakers_training.probe.long_context import evaluate_long, long_conversations
 from circuit_breakers_training.probe.selection import (
@@ -34,7 +35,14 @@ from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.stages import Row, Run
 from circuit_breakers_training.work_dir import progress_bar
 
-__all__ = ["ChosenProbe", "calibrate_probe", "choose_probe", "measure_long", "score_splits"]
+__all__ = [
+    "ChosenProbe",
+    "calibrate_probe",
+    "choose_probe",
+    "measure_long",
+    "planned_fit",
+    "score_splits",
+]
 
 
 class ChosenProbe(NamedTuple):
@@ -45,16 +53,35 @@ class ChosenProbe(NamedTuple):
     """The selection split under the chosen candidate."""
 
 
+def planned_fit(run: Run, train: Sequence[Row]) -> FitPlan:
+    """What of the train split the probe is fitted on.
+
+    Raises:
+        ConfigError: the recipe leaves no memory for one token of each conversation.
+    """
+    return plan_fit(
+        [row.conversation for row in train],
+        [row.rendered for row in train],
+        run.recipe.probe,
+        num_layers=run.model.num_layers,
+        hidden_size=run.model.hidden_size,
+    )
+
+
 def choose_probe(
-    run: Run, dataset: Dataset, splits: Mapping[str, Sequence[Row]], adapter: AdapterResult
+    run: Run,
+    dataset: Dataset,
+    splits: Mapping[str, Sequence[Row]],
+    adapter: AdapterResult,
+    fit: FitPlan,
 ) -> ChosenProbe:
-    """All candidates fitted on the train split, the best one on the selection split."""
+    """All candidates fitted on the train split as planned, the best one on the selection split."""
     recipe = run.recipe.probe
     selection = splits["selection"]
 
     def compute() -> dict[str, Any]:
         reader = ResidualReader(run.merged_dir(adapter), run.candidate_layers())
-        candidates = _fitted(run, reader, splits["train"])
+        candidates = _fitted(run, reader, [splits["train"][i] for i in fit.kept], fit)
         with progress_bar(run.console, "reading selection", len(selection)) as progress:
             logits = token_logits(
                 reader,
@@ -220,9 +247,8 @@ def measure_long(
     return evaluate_long(conversations, logits, test, spec)
 
 
-def _fitted(run: Run, reader: ResidualReader, train: Sequence[Row]) -> list[Candidate]:
+def _fitted(run: Run, reader: ResidualReader, rows: Sequence[Row], fit: FitPlan) -> list[Candidate]:
     recipe = run.recipe.probe
-    rows = [r for r in train if expected_verdict(r.conversation) != "refused"]
     layer_sets = candidate_layers(reader.layers, recipe.concatenations)
     # Not in the system's place for temporary files, which may be memory.
     with TemporaryDirectory(dir=run.work.path, prefix="fit-tokens-") as directory:
@@ -233,7 +259,7 @@ def _fitted(run: Run, reader: ResidualReader, train: Sequence[Row]) -> list[Cand
                 [r.conversation.label == "harmful" for r in rows],
                 directory=Path(directory),
                 aggregations=recipe.aggregations,
-                tokens_per_conversation=recipe.tokens_per_conversation,
+                tokens_per_conversation=fit.tokens_per_conversation,
                 seed=run.recipe.seed,
                 progress=progress,
             )

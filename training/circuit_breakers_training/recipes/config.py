@@ -118,6 +118,10 @@ class ProbeRecipe(_Frozen):
     tokens_per_conversation: Annotated[int, Field(ge=1)] | None = 32
     """Tokens of one conversation used in the fit, drawn at random from prompt and response; none
     means all, which takes several times the disk and the time: neighbours are nearly equal."""
+    max_fit_gib: Positive = 16.0
+    """Memory in GiB that the hidden states of one candidate may take in the fit. Where all tokens
+    asked for would take more, every conversation gives equally many fewer. All candidates' lie on
+    the disk meanwhile, which is about as many times more as there are aggregations."""
     target_fpr: Fraction = 0.01
     """Share of benign conversations that may trip, as an upper bound."""
     fpr_ladder: tuple[Fraction, ...] = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)

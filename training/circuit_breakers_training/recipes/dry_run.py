@@ -12,6 +12,7 @@ from circuit_breakers_training.adapter.blank_prompts import blank_prompts
 from circuit_breakers_training.adapter.retain_set import retain_set
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.split import SPLITS
+from circuit_breakers_training.probe.fit_plan import FitPlan, plan_fit, reduced_text, token_bytes
 from circuit_breakers_training.recipes.config import Recipe
 from circuit_breakers_training.recipes.memory import TrainingShape, training_shape
 from circuit_breakers_training.render import load_tokenizer, render_all
@@ -47,6 +48,8 @@ class DryRun:
     """Kind of device that it would run on."""
     data: DataSummary | None
     """None where the data are yet to be built."""
+    fit: FitPlan | None
+    """What the probe would be fitted on; None without data, and where that is refused."""
     refusal: str | None
     """Why it would be refused at its start."""
 
@@ -108,13 +111,37 @@ class DryRun:
                 f"counted on shapes for conversations of {self.max_tokens} tokens; temporary "
                 "buffers, the allocator's slack and the process itself come on top",
             ),
+            ("probe, estimated", self._describe_fit()),
             *_data_rows(recipe, self.data),
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {text}" for name, text in rows]
+        if self.fit is not None and self.fit.is_reduced:
+            lines.append(reduced_text(recipe.probe, self.fit))
         if self.refusal is not None:
             lines.append(f"would be refused: {self.refusal}")
         return "\n".join(lines)
+
+    def _describe_fit(self) -> str:
+        """Memory and disk of the probe's fit."""
+        recipe, shape = self.recipe.probe, self.shape
+        memory, disk = token_bytes(
+            recipe, num_layers=shape.num_layers, hidden_size=shape.hidden_size
+        )
+        if self.fit is not None:
+            num = self.fit.num_tokens
+            return (
+                f"{_size(num * memory)} of memory and {_size(num * disk)} of disk, beside the "
+                f"merged model: {num:,} tokens of {len(self.fit.kept):,} conversations, at most "
+                f"{self.fit.tokens_per_conversation} of each"
+            )
+        num = 1000 * (recipe.tokens_per_conversation or self.recipe.max_length)
+        limit = int(recipe.max_fit_gib * 2**30)
+        return (
+            f"{_size(num * memory)} of memory and {_size(num * disk)} of disk for each 1,000 "
+            f"training conversations, at most {_size(limit)} and {_size(limit // memory * disk)}, "
+            "beside the merged model"
+        )
 
 
 def dry_run(recipe: Recipe, model_dir: Path, *, data_dir: Path | None, device: str) -> DryRun:
@@ -129,17 +156,34 @@ def dry_run(recipe: Recipe, model_dir: Path, *, data_dir: Path | None, device: s
         DataError: the dataset cannot be read.
         ConfigError: layers or adapter modules do not exist in this model.
     """
-    data = None if data_dir is None else _summary(recipe, model_dir, load_dataset(data_dir))
+    dataset = None if data_dir is None else load_dataset(data_dir)
+    data = None if dataset is None else _summary(recipe, model_dir, dataset)
     num_tokens = recipe.max_length if data is None else data.max_tokens
     shape = training_shape(recipe, model_dir, num_tokens=num_tokens)
-    refusal = None
+    fit, refusal = None, None
     try:
         recipe.check_runs(
             num_layers=shape.num_layers, max_positions=shape.max_positions, device=device
         )
+        if dataset is not None:
+            fit = _planned_fit(recipe, model_dir, dataset, shape)
     except ConfigError as error:
         refusal = str(error)
-    return DryRun(recipe=recipe, shape=shape, device=device, data=data, refusal=refusal)
+    return DryRun(recipe=recipe, shape=shape, device=device, data=data, fit=fit, refusal=refusal)
+
+
+def _planned_fit(
+    recipe: Recipe, model_dir: Path, dataset: Dataset, shape: TrainingShape
+) -> FitPlan:
+    tokenizer = load_tokenizer(model_dir, recipe.chat_template)
+    rendered = render_all(tokenizer, dataset.train, max_length=recipe.max_length)
+    return plan_fit(
+        [dataset.train[i] for i in rendered.kept],
+        rendered.rows,
+        recipe.probe,
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+    )
 
 
 def _summary(recipe: Recipe, model_dir: Path, dataset: Dataset) -> DataSummary:

@@ -111,8 +111,26 @@ def selection_section(m: Mapping[str, Any]) -> Section | None:
     )
     text = "On the selection split, per conversation, by the sum of the two areas:"
     return Section(
-        name="selection", title="How the probe was chosen", blocks=(Paragraph(text), table)
+        name="selection",
+        title="How the probe was chosen",
+        blocks=(*_fit(m), Paragraph(text), table),
     )
+
+
+def _fit(m: Mapping[str, Any]) -> Iterator[Paragraph]:
+    """What the candidates were fitted on."""
+    fit = m.get("probe_fit")
+    if not fit:
+        return
+    text = (
+        f"Fitted on {fit['num_tokens']:,} tokens of {fit['num_conversations']:,} training "
+        f"conversations, at most {fit['tokens_per_conversation']} of each"
+    )
+    if fit["is_reduced"]:
+        text += ", fewer than the recipe asks for, to stay within probe.max_fit_gib"
+    if fit["num_repeats"]:
+        text += f"; {fit['num_repeats']:,} repeats of these were left out"
+    yield Paragraph(f"{text}.")
 
 
 def _operating_points(m: Mapping[str, Any]) -> Iterator[Block]:
