@@ -151,6 +151,10 @@ def full_metrics() -> dict[str, Any]:
             "reroute_coefficient": [10.0, 9.0, 8.0, 7.0],
         },
         "roc": {"false_positive_rate": [0, 0, 0.1, 1], "true_positive_rate": [0, 0.7, 0.9, 1]},
+        "data_lengths": {
+            "train": {"num": 4100, "num_truncated": 12, "num_dropped": 3},
+            "test": {"num": 374, "num_truncated": 0, "num_dropped": 0},
+        },
         "probe_fit": {
             "num_conversations": 3050,
             "num_repeats": 980,

@@ -136,6 +136,11 @@ def test_report_can_be_made_again(trained: Path, tmp_path: Path) -> None:
         "benign": {"even": 15, "odd": 15},
         "harmful": {"even": 10, "odd": 10},
     }
+    assert metrics["data_lengths"]["calibration"] == {
+        "num": 75,
+        "num_truncated": 0,
+        "num_dropped": 0,
+    }
     fit = metrics["probe_fit"]
     assert (fit["num_conversations"], fit["num_repeats"], fit["is_reduced"]) == (140, 0, False)
     assert set(metrics["peak_rss_mib_by_stage"]) == set(metrics["seconds"]) - {"total"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from circuit_breakers.errors import CalibrationError, ConfigError, ModelError
 from circuit_breakers_training import pipeline
@@ -77,14 +79,25 @@ def test_too_few_benign_conversations_are_refused_before_training(
     assert not list((tmp_path / "breaker.work").glob("adapter*"))
 
 
-def test_a_fit_without_memory_is_refused_before_training(
+def test_a_fit_without_memory_is_refused_before_training_and_what_is_cut_is_said(
     recipe: Recipe, data_dir: Path, tmp_path: Path
 ) -> None:
     probe = recipe.probe.model_copy(update={"max_fit_gib": 1e-9})
-    with pytest.raises(ConfigError, match=r"got probe.max_fit_gib 1e-09, which is 0 tokens"):
-        run_training(
-            recipe.model_copy(update={"probe": probe}), tmp_path / "breaker", data_dir=data_dir
-        )
+    # Responses have 4 to 12 tokens, after prompts of 6 to 9.
+    short = recipe.model_copy(update={"probe": probe, "max_length": 12})
+    with (tmp_path / "console").open("w") as file:
+        console = Console(file=file, width=80)
+        with pytest.raises(ConfigError, match=r"got probe.max_fit_gib 1e-09, which is 0 tokens"):
+            run_training(short, tmp_path / "breaker", data_dir=data_dir, console=console)
+    (line,) = (tmp_path / "console").read_text().splitlines()
+    said = re.fullmatch(
+        r"conversations beyond max_length 12: "
+        r"train (\d+) cut and 0 left out of 140; selection \d+ cut and 0 left out of 50; "
+        r"calibration \d+ cut and 0 left out of 75; test \d+ cut and 0 left out of 50",
+        line,
+    )
+    assert said is not None, line
+    assert 0 < int(said[1]) < 140
     assert not list((tmp_path / "breaker.work").glob("adapter*"))
 
 

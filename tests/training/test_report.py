@@ -197,6 +197,23 @@ def test_harmful_groups_say_what_is_missed_whole() -> None:
     assert "of one request" not in to_markdown(build_document(plain_metrics()))
 
 
+def test_what_max_length_cuts_is_in_both_forms() -> None:
+    metrics = full_metrics()
+    assert "train 4100 12 3" in page_of(metrics).text_in("table")
+    text = to_markdown(build_document(metrics))
+    assert "| train | 4100 | 12 | 3 |" in text.split("## Data")[1]
+    # Digests and counts are on the page alone.
+    assert "sha256" not in text
+    metrics["data_lengths"] = {"test": metrics["data_lengths"]["test"]}
+    assert "No conversation is longer than max_length (512 tokens)." in to_markdown(
+        build_document(metrics)
+    )
+    # Metrics of before say nothing of it.
+    del metrics["data_lengths"]
+    assert "## Data" not in to_markdown(build_document(metrics))
+    assert "Conversations used" in page_of(metrics).text_in("caption")
+
+
 def test_what_the_probe_was_fitted_on_is_said() -> None:
     metrics = full_metrics()
     said = (

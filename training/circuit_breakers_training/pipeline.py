@@ -57,6 +57,7 @@ from circuit_breakers_training.stages import (
     Run,
     build_data,
     compare_texts,
+    lost_text,
     render_splits,
     train,
 )
@@ -130,9 +131,11 @@ def _make_breaker(
     """All stages; arguments and result are those of run_training."""
     recipe, model = run.recipe, run.model
     dataset = build_data(run) if data_dir is None else load_dataset(data_dir)
-    splits = render_splits(run, dataset)
+    rendered = render_splits(run, dataset)
+    splits = rendered.rows
     num_benign = sum(expected_verdict(r.conversation) == "benign" for r in splits["calibration"])
     num_trips_allowed(num_benign, recipe.probe.target_fpr, recipe.probe.confidence)
+    _say(run, lost_text(rendered.lengths, recipe.max_length))
     fit = planned_fit(run, splits["train"])
     _say(run, reduced_text(recipe.probe, fit))
 
@@ -156,6 +159,7 @@ def _make_breaker(
         "data_sha256": dataset.digests,
         "data_built": data_dir is None,
         "data_counts": {split: _counts(rows) for split, rows in splits.items()},
+        "data_lengths": {split: lost._asdict() for split, lost in rendered.lengths.items()},
         "adapter": _adapter_metrics(adapter),
         "adapter_sha256": sha256(_weights(adapter).read_bytes()).hexdigest(),
         "training_log": log_columns(read_metrics(adapter.metrics_path)),

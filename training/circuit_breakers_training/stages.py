@@ -7,7 +7,7 @@ Those of the probe are in probe/stages.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from circuit_breakers_training.adapter.trainer import AdapterResult, TrainingRow
 from circuit_breakers_training.data.build import build_dataset
 from circuit_breakers_training.data.dataset import Dataset, load_dataset
 from circuit_breakers_training.data.jsonl import Conversation
+from circuit_breakers_training.data.split import SPLITS
 from circuit_breakers_training.fluency import LanguageModel, perplexities
 from circuit_breakers_training.probe.selection import expected_verdict
 from circuit_breakers_training.processes import Processes
@@ -29,10 +30,13 @@ from circuit_breakers_training.render import Rendered, render_all, render_prompt
 from circuit_breakers_training.work_dir import WorkDir, json_digest, progress_bar
 
 __all__ = [
+    "RenderedSplits",
     "Row",
     "Run",
+    "SplitLengths",
     "build_data",
     "compare_texts",
+    "lost_text",
     "render_splits",
     "text_stratum",
     "train",
@@ -51,6 +55,23 @@ _SHOWN_TOKENS = 48
 class Row(NamedTuple):
     conversation: Conversation
     rendered: Rendered
+
+
+class SplitLengths(NamedTuple):
+    """What max_length does to the conversations of a split."""
+
+    num: int
+    num_truncated: int
+    """Of these, cut at the end of the response."""
+    num_dropped: int
+    """Of these, left out, as no response token fits."""
+
+
+class RenderedSplits(NamedTuple):
+    rows: dict[str, list[Row]]
+    """Every conversation with a response token within max_length, by split."""
+    lengths: dict[str, SplitLengths]
+    """By split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +128,30 @@ def build_data(run: Run) -> Dataset:
     return load_dataset(own)
 
 
-def render_splits(run: Run, dataset: Dataset) -> dict[str, list[Row]]:
-    """Every conversation with a response token within max_length, by split."""
-    splits: dict[str, list[Row]] = {}
-    for name in ("train", "selection", "calibration", "test"):
+def render_splits(run: Run, dataset: Dataset) -> RenderedSplits:
+    """The dataset as token ids, with what max_length cuts of it."""
+    splits = RenderedSplits({}, {})
+    for name in SPLITS:
         conversations: Sequence[Conversation] = getattr(dataset, name)
         rendered = render_all(run.tokenizer, conversations, max_length=run.recipe.max_length)
-        splits[name] = [
+        splits.rows[name] = [
             Row(conversations[index], row)
             for index, row in zip(rendered.kept, rendered.rows, strict=True)
         ]
+        splits.lengths[name] = SplitLengths(
+            len(conversations), rendered.num_truncated, rendered.num_dropped
+        )
     return splits
+
+
+def lost_text(lengths: Mapping[str, SplitLengths], max_length: int) -> str:
+    """What max_length cuts, in a line; empty where it cuts nothing."""
+    parts = [
+        f"{name} {lost.num_truncated} cut and {lost.num_dropped} left out of {lost.num}"
+        for name, lost in lengths.items()
+        if lost.num_truncated or lost.num_dropped
+    ]
+    return f"conversations beyond max_length {max_length}: {'; '.join(parts)}" if parts else ""
 
 
 def training_rows(dataset: Dataset, recipe: Recipe) -> TrainingRows:

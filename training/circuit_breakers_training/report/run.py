@@ -41,8 +41,12 @@ def identity_section(m: Mapping[str, Any], digest: str | None) -> Section:
 
 
 def data_section(m: Mapping[str, Any]) -> Section | None:
-    """Conversations of each split by label and source, and the digests of the files."""
-    blocks: list[Block] = []
+    """What max_length cuts, conversations of each split by label and source, digests of the files.
+
+    The short form has the first of these.
+    """
+    blocks: list[Block] = [*_lengths(m)]
+    is_short = bool(blocks)
     counts = m.get("data_counts")
     if counts:
         rows = tuple(
@@ -52,13 +56,39 @@ def data_section(m: Mapping[str, Any]) -> Section | None:
             for source, num in sources.items()
         )
         header = ("split", "label", "source", "conversations")
-        blocks.append(Table(caption="Conversations used", header=header, rows=rows))
+        caption = "Conversations used"
+        blocks.append(Table(caption=caption, header=header, rows=rows, page_only=True))
     if m.get("data_sha256"):
         rows = tuple(m["data_sha256"].items())
-        blocks.append(Table(caption="Data files", header=("file", "sha256"), rows=rows))
+        names = ("file", "sha256")
+        blocks.append(Table(caption="Data files", header=names, rows=rows, page_only=True))
     if not blocks:
         return None
-    return Section(name="data", title="Data", blocks=tuple(blocks), page_only=True)
+    return Section(name="data", title="Data", blocks=tuple(blocks), page_only=not is_short)
+
+
+def _lengths(m: Mapping[str, Any]) -> Iterator[Block]:
+    """Conversations of each split that max_length cuts or leaves out."""
+    lengths = m.get("data_lengths")
+    if not lengths:
+        return
+    max_length = (m.get("recipe") or {}).get("max_length")
+    of = "max_length" if max_length is None else f"max_length ({max_length} tokens)"
+    if not any(lost["num_truncated"] or lost["num_dropped"] for lost in lengths.values()):
+        yield Paragraph(f"No conversation is longer than {of}.")
+        return
+    yield Paragraph(
+        f"Conversations longer than {of} are cut at the end of the response; they are left out "
+        "where no response token fits, or there is none. Nothing is known of what was cut:"
+    )
+    yield Table(
+        caption="Conversations that are too long",
+        header=("split", "conversations", "cut", "left out"),
+        rows=tuple(
+            (split, *(str(lost[key]) for key in ("num", "num_truncated", "num_dropped")))
+            for split, lost in lengths.items()
+        ),
+    )
 
 
 def cost_section(m: Mapping[str, Any]) -> Section | None:
