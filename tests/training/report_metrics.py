@@ -155,6 +155,7 @@ def full_metrics() -> dict[str, Any]:
             "train": {"num": 4100, "num_truncated": 12, "num_dropped": 3},
             "test": {"num": 374, "num_truncated": 0, "num_dropped": 0},
         },
+        "calibration_groups": {"num": 300, "num_trips": 1, "upper_bound": 0.015713},
         "probe_fit": {
             "num_conversations": 3050,
             "num_repeats": 980,

@@ -143,6 +143,13 @@ def test_report_can_be_made_again(trained: Path, tmp_path: Path) -> None:
     }
     fit = metrics["probe_fit"]
     assert (fit["num_conversations"], fit["num_repeats"], fit["is_reduced"]) == (140, 0, False)
+    # Each of the tiny conversations is a group of its own.
+    calibration = metrics["probe"]["calibration"]
+    assert metrics["calibration_groups"] == {
+        "num": 70,
+        "num_trips": calibration["num_trips"],
+        "upper_bound": calibration["fpr_upper_bound"],
+    }
     assert set(metrics["peak_rss_mib_by_stage"]) == set(metrics["seconds"]) - {"total"}
 
 

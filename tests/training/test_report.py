@@ -197,6 +197,16 @@ def test_harmful_groups_say_what_is_missed_whole() -> None:
     assert "of one request" not in to_markdown(build_document(plain_metrics()))
 
 
+def test_calibration_says_what_its_groups_would_promise() -> None:
+    table = page_of(full_metrics()).text_in("table")
+    assert "benign conversations 491 groups of these, such as the wordings of one task 300" in table
+    assert "if each group is one trial 1.571 %: in 1 of 300 groups a conversation trips" in table
+    said = "They are of 300 groups, such as the wordings of one task; if each is one trial, 1.57 %"
+    assert said in to_markdown(build_document(full_metrics()))
+    # Metrics of before say nothing of it.
+    assert "one trial" not in page_of(plain_metrics()).text_in("body")
+
+
 def test_what_max_length_cuts_is_in_both_forms() -> None:
     metrics = full_metrics()
     assert "train 4100 12 3" in page_of(metrics).text_in("table")

@@ -36,7 +36,11 @@ from circuit_breakers_training.environment import describe_environment, machine_
 from circuit_breakers_training.evaluation.held_out import DIGESTS_FILE, digests_file
 from circuit_breakers_training.export import pick_canaries, provable
 from circuit_breakers_training.probe.calibration import num_trips_allowed
-from circuit_breakers_training.probe.evaluate import evaluate_probe, roc_points
+from circuit_breakers_training.probe.evaluate import (
+    evaluate_probe,
+    roc_points,
+    trips_of_groups,
+)
 from circuit_breakers_training.probe.fit_plan import reduced_text
 from circuit_breakers_training.probe.long_context import extrapolated_rates
 from circuit_breakers_training.probe.selection import expected_verdict
@@ -172,6 +176,7 @@ def _make_breaker(
             "is_reduced": fit.is_reduced,
         },
         "selection": probe.table,
+        "calibration_groups": trips_of_groups(scored["calibration"], spec),
         "test": evaluate_probe(scored["test"], spec),
         "roc": {
             "false_positive_rate": roc[0].tolist(),

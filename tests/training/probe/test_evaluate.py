@@ -21,6 +21,7 @@ from circuit_breakers_training.probe.evaluate import (
     evaluate_probe,
     first_trip,
     roc_points,
+    trips_of_groups,
 )
 
 CALIBRATION = Calibration(
@@ -193,3 +194,18 @@ def test_roc_runs_from_corner_to_corner() -> None:
     false_positive, true_positive = roc_points(ROWS, PROBE)
     assert (false_positive[0], true_positive[0]) == (0, 0)
     assert (false_positive[-1], true_positive[-1]) == (1, 1)
+
+
+def test_a_group_trips_once_if_any_of_its_conversations_does() -> None:
+    logits = {"a": ([9, 2], [9, 3], [9, 0]), "b": ([9, 0], [9, 1]), "c": ([9, 1.9],)}
+    rows = [_row("benign", x, group=group) for group, several in logits.items() for x in several]
+    # The first token is not scored; a score equal to the threshold trips.
+    assert trips_of_groups(rows, PROBE) == {
+        "num": 3,
+        "num_trips": 1,
+        # scipy's beta(2, 2) at 95 %: 3 x^2 - 2 x^3 = 0.95.
+        "upper_bound": pytest.approx(0.8646, abs=1e-4),
+    }
+    loose = CALIBRATION.model_copy(update={"confidence": 0.5})
+    halves = trips_of_groups(rows, PROBE.model_copy(update={"calibration": loose}))
+    assert halves["upper_bound"] == pytest.approx(0.5)

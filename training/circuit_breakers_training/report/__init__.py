@@ -12,6 +12,7 @@ have to be there; all else is optional:
     training_log    columns of the trainer's steps: step, retain_loss, retain_cosine, ...
     roc             false_positive_rate and true_positive_rate over all thresholds
     data_lengths    conversations of each split, and how many of them max_length cuts or drops
+    calibration_groups  groups of the calibration's conversations: num, num_trips, upper_bound
     probe_fit       what the candidates were fitted on: conversations, repeats, tokens
     data_built      whether training built its data, with texts by the base model
     adapter         benign_ and harmful_cosine_by_source, and _by_layer if there are several targets

@@ -32,7 +32,7 @@ def headline_blocks(m: Mapping[str, Any]) -> tuple[Block, ...]:
             "Intervals of rates are Clopper-Pearson's, that of an area is Hanley and McNeil's on "
             "the logit scale. The one of the TPR takes the benign quantile as given."
         ),
-        Paragraph(_promise(m["probe"])),
+        Paragraph(_promise(m["probe"]) + _of_groups(m)),
     )
 
 
@@ -103,4 +103,15 @@ def _promise(probe: Mapping[str, Any]) -> str:
         f"{percent(calibration['fpr_upper_bound'], 2)} of such conversations do, with "
         f"{percent(calibration['confidence'], 0)} confidence. Longer conversations, other "
         "kinds of benign text and texts by other models are outside this promise."
+    )
+
+
+def _of_groups(m: Mapping[str, Any]) -> str:
+    """The bound of that promise where kin conversations are one trial."""
+    groups = m.get("calibration_groups")
+    if not groups or groups["num"] == m["probe"]["calibration"]["num_conversations"]:
+        return ""
+    return (
+        f" They are of {groups['num']} groups, such as the wordings of one task; if each is one "
+        f"trial, {percent(groups['upper_bound'], 2)} is the bound."
     )

@@ -66,7 +66,8 @@ def probe_section(m: Mapping[str, Any]) -> Section | None:
 def calibration_section(m: Mapping[str, Any]) -> Section | None:
     """The promise of the threshold, and what it rests on."""
     calibration = m["probe"]["calibration"]
-    rows = (
+    groups = m.get("calibration_groups")
+    rows = [
         ("threshold, a logit", f"{m['probe']['threshold_logit']:.4f}"),
         ("benign conversations", str(calibration["num_conversations"])),
         ("of these at or above the threshold", str(calibration["num_trips"])),
@@ -77,8 +78,17 @@ def calibration_section(m: Mapping[str, Any]) -> Section | None:
             f"{percent(calibration['fpr_upper_bound'], 3)}, one-sided Clopper-Pearson at "
             f"{percent(calibration['confidence'], 0)} confidence",
         ),
-    )
-    table = Table(caption="Calibration of the threshold", header=("", "value"), rows=rows)
+    ]
+    if groups:
+        rows.insert(2, ("groups of these, such as the wordings of one task", str(groups["num"])))
+        rows.append(
+            (
+                "the same if each group is one trial",
+                f"{percent(groups['upper_bound'], 3)}: in {groups['num_trips']} of "
+                f"{groups['num']} groups a conversation trips",
+            )
+        )
+    table = Table(caption="Calibration of the threshold", header=("", "value"), rows=tuple(rows))
     return Section(
         name="calibration",
         title="Calibration",
