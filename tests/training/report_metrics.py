@@ -101,8 +101,8 @@ def full_metrics() -> dict[str, Any]:
     metrics = plain_metrics()
     steps = [1, 2, 3, 4]
     metrics["adapter"]["target_layers"] = [9, 19]
-    metrics["adapter"]["benign_cosine_by_layer"] = {"9": 0.99, "19": 0.98}
-    metrics["adapter"]["harmful_cosine_by_layer"] = {"9": 0.3, "19": 0.1}
+    metrics["adapter"]["benign_cosine_by_layer"] = {"8": 1.0, "9": 0.99, "19": 0.98}
+    metrics["adapter"]["harmful_cosine_by_layer"] = {"8": 0.9, "9": 0.3, "19": 0.1}
     points = ((0.05, 9.0, 17), (0.01, 10.3, 1))
     metrics["probe"]["calibration"]["curve"] = [
         {

@@ -150,6 +150,8 @@ def test_report_can_be_made_again(trained: Path, tmp_path: Path) -> None:
         "num_trips": calibration["num_trips"],
         "upper_bound": calibration["fpr_upper_bound"],
     }
+    # The adapter is on blocks 0 to 2, and block 2 is rerouted.
+    assert list(metrics["adapter"]["harmful_cosine_by_layer"]) == ["0", "1", "2"]
     assert set(metrics["peak_rss_mib_by_stage"]) == set(metrics["seconds"]) - {"total"}
 
 

@@ -197,6 +197,25 @@ def test_harmful_groups_say_what_is_missed_whole() -> None:
     assert "of one request" not in to_markdown(build_document(plain_metrics()))
 
 
+def test_cosines_are_by_block_with_the_targets_marked() -> None:
+    lines = to_markdown(build_document(full_metrics())).splitlines()
+    at = lines.index("| block | benign | harmful |  |")
+    assert lines[at + 2 : at + 5] == [
+        "| 8 | 1.000 | 0.900 |  |",
+        "| 9 | 0.990 | 0.300 | target |",
+        "| 19 | 0.980 | 0.100 | target |",
+    ]
+    # Metrics of before have those of the targets alone, or none.
+    metrics = full_metrics()
+    metrics["adapter"] |= {
+        "target_layers": [19],
+        "benign_cosine_by_layer": {"19": 0.98},
+        "harmful_cosine_by_layer": {"19": 0.1},
+    }
+    for older in (metrics, plain_metrics()):
+        assert "| block |" not in to_markdown(build_document(older))
+
+
 def test_calibration_says_what_its_groups_would_promise() -> None:
     table = page_of(full_metrics()).text_in("table")
     assert "benign conversations 491 groups of these, such as the wordings of one task 300" in table

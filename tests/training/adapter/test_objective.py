@@ -8,7 +8,6 @@ import torch
 from circuit_breakers_training.adapter.objective import (
     coefficients,
     cosines,
-    mean_cosine,
     retain_errors_absolute,
     retain_errors_relative,
 )
@@ -46,13 +45,6 @@ def test_retain_relative_does_not_depend_on_scale() -> None:
     small = retain_errors_relative(ADAPTED, BASE, smoothing=0.1)
     large = retain_errors_relative(ADAPTED * 1000, BASE * 1000, smoothing=0.1)
     torch.testing.assert_close(large, small)
-
-
-def test_mean_cosine_is_over_layers_and_counted_tokens() -> None:
-    mask_BT = torch.tensor([[True, True, False]])
-    both = mean_cosine([ADAPTED[None], BASE[None]], [BASE[None], BASE[None]], mask_BT)
-    # Cosines 1 and 0 in one layer, 1 and 1 in the other.
-    assert both.item() == pytest.approx((0.5 + 1) / 2)
 
 
 def test_errors_have_finite_gradients_where_the_adapter_does_nothing() -> None:

@@ -38,14 +38,18 @@ def assert_reroutes(recipe: Recipe, model_dir: Path, rows: Conversations, out: P
     assert result.benign_cosine > 0.9
     assert result.harmful_cosine < 0.3
     assert set(result.benign_cosine_by_source) == {"even", "odd"}
-    layers = [str(layer) for layer in result.target_layers]
+    layers = [str(layer) for layer in range(max(result.target_layers) + 1)]
     for overall, by_layer in (
         (result.benign_cosine, result.benign_cosine_by_layer),
         (result.harmful_cosine, result.harmful_cosine_by_layer),
     ):
         assert list(by_layer) == layers
-        # Each conversation counts as much at each layer.
-        assert sum(by_layer.values()) / len(layers) == pytest.approx(overall, abs=1e-9)
+        # Each conversation counts as much at each layer, and the targets alone in the whole.
+        at_targets = [by_layer[str(layer)] for layer in result.target_layers]
+        assert sum(at_targets) / len(at_targets) == pytest.approx(overall, abs=1e-9)
+    # The streams part from block to block.
+    parted = list(result.harmful_cosine_by_layer.values())
+    assert 1 > parted[0] > parted[-1]
     metrics = read_metrics(result.metrics_path)
     assert [entry["step"] for entry in metrics] == list(range(1, recipe.steps + 1))
     assert metrics[-1]["reroute_cosine"] < metrics[0]["reroute_cosine"]

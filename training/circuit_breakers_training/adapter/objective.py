@@ -13,7 +13,6 @@ B conversations, T tokens, D model width, N tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,6 @@ __all__ = [
     "Coefficients",
     "coefficients",
     "cosines",
-    "mean_cosine",
     "retain_errors_absolute",
     "retain_errors_relative",
 ]
@@ -80,20 +78,3 @@ def retain_errors_relative(adapted_ND: Tensor, base_ND: Tensor, *, smoothing: fl
     norm_N = torch.linalg.vector_norm(base_ND, dim=-1).clamp_min(1e-6)
     squared_N = (adapted_ND.float() - base_ND).square().sum(dim=-1) / norm_N.square()
     return (squared_N + smoothing**2).sqrt() - smoothing
-
-
-def mean_cosine(adapted: Sequence[Tensor], base: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
-    """Mean over layers and counted tokens of cos(adapted, base); float32 ().
-
-    Args:
-        adapted: (B, T, D) per layer.
-        base: the same with the adapter off.
-        mask_BT: bool, the tokens that count.
-    """
-    assert len(adapted) == len(base) > 0
-    assert mask_BT.dtype == torch.bool and bool(mask_BT.any())
-    per_layer = [
-        cosines(x_BTD[mask_BT], y_BTD[mask_BT]).mean()
-        for x_BTD, y_BTD in zip(adapted, base, strict=True)
-    ]
-    return torch.stack(per_layer).mean()

@@ -88,7 +88,7 @@ class Streams:
         model = load_base(recipe, model_dir, device, torch.bfloat16 if small else torch.float32)
         blocks = decoder_blocks(model)
         self.targets = recipe.target_layers(len(blocks))
-        adapted = recipe.adapted_layers(len(blocks))
+        self.adapted = adapted = recipe.adapted_layers(len(blocks))
         if shortcuts.upper_blocks:
             cut_blocks(model, self.targets[-1] + 1)
         if shortcuts.head:
@@ -135,12 +135,19 @@ class Streams:
         limit = MATMUL_MAX_LENGTH if self._shortcuts.fused_attention else 0
         return pack_rows(rows, tokens, self.device, matmul_max_length=limit)
 
-    def compare(self, batch: TokenBatch, observe: Callable[[int, Tensor, Tensor], None]) -> None:
+    def compare(
+        self,
+        batch: TokenBatch,
+        observe: Callable[[int, Tensor, Tensor], None],
+        *,
+        layers: Sequence[int] | None = None,
+    ) -> None:
         """Run both streams; only the adapted one carries gradients.
 
         Args:
             observe: called at each of `layers`, ascending, with the layer and the (C, D) adapted
                 and base states of the counted tokens, in the batch's order.
+            layers: those of the losses unless given.
         """
 
         def counted(layer: int, adapted_BTD: Tensor, base_BTD: Tensor) -> None:
@@ -152,7 +159,7 @@ class Streams:
         arguments: dict[str, Any] = {}
         if batch.layout is not None:
             arguments = {"position_ids": batch.position_BT, "packed_layout": batch.layout}
-        self._run(batch.ids_BT, counted, arguments)
+        self._run(batch.ids_BT, counted, arguments, self.layers if layers is None else layers)
 
     def forward(self, ids_BT: Tensor) -> StreamStates:
         """Run both streams over right-padded ids; only the adapted one carries gradients."""
@@ -162,13 +169,8 @@ class Streams:
             states.adapted.append(adapted_BTD)
             states.base.append(base_BTD)
 
-        self._run(ids_BT.to(self.device), keep, {})
+        self._run(ids_BT.to(self.device), keep, {}, self.layers)
         return states
-
-    def at_targets(self, states: StreamStates) -> StreamStates:
-        """The target layers of `states`."""
-        chosen = [self.layers.index(layer) for layer in self.targets]
-        return StreamStates([states.adapted[i] for i in chosen], [states.base[i] for i in chosen])
 
     def save_adapter(
         self, directory: Path, *, base_name: str, weights: Mapping[str, Tensor] | None = None
@@ -185,12 +187,13 @@ class Streams:
         ids_BT: Tensor,
         observe: Callable[[int, Tensor, Tensor], None],
         arguments: dict[str, Any],
+        layers: Sequence[int],
     ) -> None:
         base = BaseStream(self._adapter.disabled, observe)
         autocast: AbstractContextManager[Any] = nullcontext()
         if self._autocast:
             autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
-        with autocast, base.beside(self._blocks, self._doubled, frozenset(self.layers)):
+        with autocast, base.beside(self._blocks, self._doubled, frozenset(layers)):
             out = self._model.base_model(ids_BT, use_cache=False, **arguments)
             if not self._shortcuts.head:
                 head = self._model.get_output_embeddings()

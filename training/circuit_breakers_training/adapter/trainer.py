@@ -94,7 +94,7 @@ class AdapterResult:
     benign_cosine_by_source: Mapping[str, float]
     harmful_cosine_by_source: Mapping[str, float]
     benign_cosine_by_layer: Mapping[str, float]
-    """By 0-based target block."""
+    """By 0-based block, at every adapted one and every target."""
     harmful_cosine_by_layer: Mapping[str, float]
 
 

@@ -15,7 +15,7 @@ have to be there; all else is optional:
     calibration_groups  groups of the calibration's conversations: num, num_trips, upper_bound
     probe_fit       what the candidates were fitted on: conversations, repeats, tokens
     data_built      whether training built its data, with texts by the base model
-    adapter         benign_ and harmful_cosine_by_source, and _by_layer if there are several targets
+    adapter         benign_ and harmful_cosine_by_source, and _by_layer
     perplexity, generations, selection, recipe, data_counts, data_sha256, created, adapter_sha256
     seconds, peak_rss_mib_by_stage, machine, peak_rss_mib, environment
     operating_points    [{target_fpr, threshold_logit, benign: a rate, harmful: a rate}], joined to

@@ -19,6 +19,7 @@ from circuit_breakers_training.report.plots import coefficient_plot, cosine_plot
 
 __all__ = ["SHOWN_CHARACTERS", "adapter_section", "text_section"]
 
+_KINDS = ("benign", "harmful")
 SHOWN_CHARACTERS = 200
 """Of a generated text; enough to see what it is, too little to be of use."""
 
@@ -35,10 +36,9 @@ def adapter_section(m: Mapping[str, Any]) -> Section | None:
             "adapted and base hidden states on held-out responses (1 is untouched, 0 is "
             "rerouted):"
         ),
-        _cosine_table(adapter, "source"),
+        _cosine_table(adapter),
+        *_block_table(adapter),
     ]
-    if len(adapter["target_layers"]) > 1 and adapter.get("benign_cosine_by_layer"):
-        blocks.append(_cosine_table(adapter, "layer"))
     blocks += _curves(m.get("training_log") or {})
     return Section(name="adapter", title="Adapter", blocks=tuple(blocks))
 
@@ -77,13 +77,33 @@ def text_section(m: Mapping[str, Any]) -> Section | None:
     return Section(name="text", title="Text before and after", blocks=tuple(blocks))
 
 
-def _cosine_table(adapter: Mapping[str, Any], what: str) -> Table:
+def _cosine_table(adapter: Mapping[str, Any]) -> Table:
     rows = tuple(
         (kind, name, f"{value:.3f}")
-        for kind in ("benign", "harmful")
-        for name, value in (adapter.get(f"{kind}_cosine_by_{what}") or {}).items()
+        for kind in _KINDS
+        for name, value in (adapter.get(f"{kind}_cosine_by_source") or {}).items()
     )
-    return Table(caption=f"Cosine by {what}", header=("label", what, "cosine"), rows=rows)
+    return Table(caption="Cosine by source", header=("label", "source", "cosine"), rows=rows)
+
+
+def _block_table(adapter: Mapping[str, Any]) -> Iterator[Table]:
+    """How the streams part from block to block; at the targets alone in metrics of before."""
+    benign, harmful = (adapter.get(f"{kind}_cosine_by_layer") or {} for kind in _KINDS)
+    blocks = sorted({*benign, *harmful}, key=int)
+    # A single target says what the cosines by source do.
+    if len(blocks) > 1:
+        yield Table(
+            caption="Cosine by block",
+            header=("block", *_KINDS, ""),
+            rows=tuple(
+                (
+                    block,
+                    *(f"{of[block]:.3f}" if block in of else "" for of in (benign, harmful)),
+                    "target" if int(block) in adapter["target_layers"] else "",
+                )
+                for block in blocks
+            ),
+        )
 
 
 def _curves(log: Mapping[str, Any]) -> Iterator[Plot]:
