@@ -187,7 +187,6 @@ def test_a_base_model_is_attacked_on_the_template_that_its_breaker_brings(
         model=str(base_gpt2),
         limit=1,
         steps=1,
-        max_new_tokens=2,
     )
     assert tuple(run_soft_prompt(plain)["targets"]) == TARGETS
 
