@@ -30,12 +30,13 @@ def test_harmful_texts_are_no_part_of_it(scripted: ScriptedServer, make_target: 
     assert path is not None
     target = replace(make_target(scripted), breaker=load_breaker(path))
     mean, *kinds = capability(target)
-    assert all(kind.name.startswith("benign: ") for kind in kinds)
+    assert all(kind.name.startswith(("benign: ", "refused: ")) for kind in kinds)
     assert mean.count == len(kinds) > 1
     changes = [kind.value for kind in kinds if isinstance(kind.value, float)]
-    # The shipped breaker's texts of harm have about a hundred times the perplexity.
+    # The shipped breaker's texts of harm have thousands of times the perplexity, those behind a
+    # refused request a hundred and fifty times.
     assert isinstance(mean.value, float)
-    assert min(changes) <= mean.value <= max(changes) < 10
+    assert min(changes) <= mean.value <= max(changes) < 1000
 
 
 def test_an_artifact_that_records_nothing_proves_nothing(
