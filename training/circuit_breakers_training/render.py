@@ -45,8 +45,8 @@ PLAIN_TEMPLATE = (
 The generation prompt ends without a space, as tokenizers keep a space with the word behind it.
 """
 
-TemplateSource = ChatTemplate | Path
-"""As a recipe says it, or the file that a breaker brings."""
+TemplateSource = ChatTemplate | Path | None
+"""As a recipe says it, or a breaker: the file that it brings, or None for the model's own."""
 
 
 class ChatMessage(Protocol):

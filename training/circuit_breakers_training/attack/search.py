@@ -230,7 +230,7 @@ def _attack(
     method: Method,
     console: Console | None,
 ) -> list[_Attacker]:
-    tokenizer = load_tokenizer(scene.model.path, scene.chat_template)
+    tokenizer = load_tokenizer(scene.model.path, scene.breaker.chat_template)
     attackers = [
         _Attacker(
             server, referee, tokenizer, settings, row, seed=f"{settings.seed} {method} {index}"

@@ -28,7 +28,6 @@ from circuit_breakers_training.evaluation.results import check_out, environment
 from circuit_breakers_training.evaluation.sides import reference_limits
 from circuit_breakers_training.evaluation.suites import Attempt, evenly, reference_attempts
 from circuit_breakers_training.fluency import LanguageModel
-from circuit_breakers_training.render import TemplateSource
 
 __all__ = ["Scene", "attacked_rows", "set_scene"]
 
@@ -45,11 +44,6 @@ class Scene:
     overlap: Overlap
     reference: list[Attempt]
 
-    @property
-    def chat_template(self) -> TemplateSource:
-        """What requests are rendered with, as in serving."""
-        return self.breaker.chat_template or "model"
-
     def referee(self, settings: AttackSettings, console: Console | None) -> Referee:
         """Who says what counts as an answer; has the base model write benign ones first.
 
@@ -59,7 +53,7 @@ class Scene:
         ids, longest = render_attempts(
             self.model,
             self.reference,
-            chat_template=self.chat_template,
+            chat_template=self.breaker.chat_template,
             max_new_tokens=settings.max_new_tokens,
         )
         written = write_completions(
@@ -72,7 +66,7 @@ class Scene:
                 settings.seed,
                 pick_backend(settings.backend),
             ),
-            chat_template=self.chat_template,
+            chat_template=self.breaker.chat_template,
             max_model_len=longest,
             title="benign answers",
         )

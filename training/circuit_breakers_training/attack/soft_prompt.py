@@ -187,7 +187,7 @@ def run_soft_prompt(
         EvaluationError: a loss is not finite.
     """
     scene = set_scene(settings)
-    tokenizer = load_tokenizer(scene.model.path, scene.chat_template)
+    tokenizer = load_tokenizer(scene.model.path, scene.breaker.chat_template)
     cases = [
         render_case(tokenizer, row, answer_tokens=settings.answer_tokens) for row in scene.rows
     ]

@@ -125,10 +125,8 @@ class _VllmGenerator:
     """vLLM in processes of its own: nothing of it stays in the caller's, which trains next."""
 
     def __init__(self, model_dir: Path, tokenizer: Any, *, seed: int, max_model_len: int) -> None:
-        import torch
-
         self.tokenizer = tokenizer
-        count = 1 if torch.cuda.is_available() else min(_CPU_WORKERS, os.cpu_count() or 1)
+        count = 1 if pick_device() == "cuda" else min(_CPU_WORKERS, os.cpu_count() or 1)
         config = {
             "model_dir": str(model_dir),
             "dtype": quick_dtype(),

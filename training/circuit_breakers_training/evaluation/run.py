@@ -114,9 +114,7 @@ def evaluate_breaker(
     if attempts:
         check_num_texts(len(reference), 0, share=settings.degenerate_share)
 
-    models = _Models(
-        resolved, merged_checkpoint(resolved, breaker), breaker.chat_template or "model"
-    )
+    models = _Models(resolved, merged_checkpoint(resolved, breaker), breaker.chat_template)
     judged = _judge_attempts(settings, breaker, models, attempts, reference, console)
     suites = _summaries(settings, breaker, judged.outcomes, attempts)
     failures = _row_failures(judged.outcomes)

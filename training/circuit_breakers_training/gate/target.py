@@ -68,7 +68,7 @@ class Target:
         """The base model, loaded by the first check that needs it."""
         return Judge(
             model_id=self.breaker.manifest.base_model.id,
-            chat_template=self.breaker.chat_template or "model",
+            chat_template=self.breaker.chat_template,
             prompts=self.prompts,
             max_new_tokens=self.settings.max_new_tokens,
             degenerate_share=self.settings.degenerate_share,

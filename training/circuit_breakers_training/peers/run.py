@@ -39,7 +39,7 @@ from circuit_breakers_training.peers.model_guards import (
 from circuit_breakers_training.peers.settings import GuardsSettings
 from circuit_breakers_training.peers.text_guards import TEXT_GUARDS, Score, TextGuard
 from circuit_breakers_training.probe.evaluate import trip_rate
-from circuit_breakers_training.render import TemplateSource, load_tokenizer
+from circuit_breakers_training.render import load_tokenizer
 from circuit_breakers_training.work_dir import progress_bar
 
 __all__ = ["GuardsReport", "bench_guards"]
@@ -92,11 +92,6 @@ class _Bench:
     promise: Calibration
     """What the artifact promises, and every guard calibrated here has to."""
     console: Console | None
-
-    @property
-    def chat_template(self) -> TemplateSource:
-        """What conversations are rendered with, as in serving."""
-        return self.breaker.chat_template or "model"
 
 
 def bench_guards(settings: GuardsSettings, console: Console | None = None) -> GuardsReport:
@@ -206,7 +201,7 @@ def _text_row(bench: _Bench, guard: TextGuard, way: Way, score: Score) -> Row:
 
 def _judge_rows(bench: _Bench) -> list[Row]:
     note = "logit of yes less that of no after one question: one more forward a request"
-    judge = ModelAsJudge(bench.resolved.path, bench.chat_template)
+    judge = ModelAsJudge(bench.resolved.path, bench.breaker.chat_template)
     return [_looking_row(bench, _JUDGE, _SEES["whole"], judge, notes=(note,))]
 
 
@@ -264,7 +259,7 @@ def _written_rows(bench: _Bench, merged_dir: Path) -> list[Row]:
         {_BASE: base, _ADAPTER: merged},
         base,
         dataset_prompts(bench.dataset),
-        chat_template=bench.chat_template,
+        chat_template=bench.breaker.chat_template,
         limit=bench.settings.limit or _ALL,
         console=bench.console,
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from circuit_breakers.errors import ConfigError
 from circuit_breakers_training.adapter.blank_prompts import blank_prompts
@@ -156,8 +157,11 @@ def dry_run(recipe: Recipe, model_dir: Path, *, data_dir: Path | None, device: s
         DataError: the dataset cannot be read.
         ConfigError: layers or adapter modules do not exist in this model.
     """
-    dataset = None if data_dir is None else load_dataset(data_dir)
-    data = None if dataset is None else _summary(recipe, model_dir, dataset)
+    dataset, tokenizer, data = None, None, None
+    if data_dir is not None:
+        dataset = load_dataset(data_dir)
+        tokenizer = load_tokenizer(model_dir, recipe.chat_template)
+        data = _summary(recipe, tokenizer, dataset)
     num_tokens = recipe.max_length if data is None else data.max_tokens
     shape = training_shape(recipe, model_dir, num_tokens=num_tokens)
     fit, refusal = None, None
@@ -166,16 +170,13 @@ def dry_run(recipe: Recipe, model_dir: Path, *, data_dir: Path | None, device: s
             num_layers=shape.num_layers, max_positions=shape.max_positions, device=device
         )
         if dataset is not None:
-            fit = _planned_fit(recipe, model_dir, dataset, shape)
+            fit = _planned_fit(recipe, tokenizer, dataset, shape)
     except ConfigError as error:
         refusal = str(error)
     return DryRun(recipe=recipe, shape=shape, device=device, data=data, fit=fit, refusal=refusal)
 
 
-def _planned_fit(
-    recipe: Recipe, model_dir: Path, dataset: Dataset, shape: TrainingShape
-) -> FitPlan:
-    tokenizer = load_tokenizer(model_dir, recipe.chat_template)
+def _planned_fit(recipe: Recipe, tokenizer: Any, dataset: Dataset, shape: TrainingShape) -> FitPlan:
     rendered = render_all(tokenizer, dataset.train, max_length=recipe.max_length)
     return plan_fit(
         [dataset.train[i] for i in rendered.kept],
@@ -186,12 +187,11 @@ def _planned_fit(
     )
 
 
-def _summary(recipe: Recipe, model_dir: Path, dataset: Dataset) -> DataSummary:
+def _summary(recipe: Recipe, tokenizer: Any, dataset: Dataset) -> DataSummary:
     counts = {}
     for split in SPLITS:
         names = Counter(f"{c.label}: {c.source}" for c in getattr(dataset, split))
         counts[split] = dict(sorted(names.items()))
-    tokenizer = load_tokenizer(model_dir, recipe.chat_template)
     benign = retain_set(dataset.train, recipe)
     blanked = blank_prompts(
         [c for c in dataset.train if c.label == "harmful"],
