@@ -30,12 +30,14 @@ def test_plan_uses_every_row_before_any_comes_again() -> None:
     assert plan != plan_steps(range(1, 41), range(1, 21), steps=20, batch_size=4, seed=4)
 
 
-def test_mask_covers_response_or_everything_but_never_padding() -> None:
-    row = Rendered(ids=(5, 6, 7, 8), num_prompt_tokens=3)
-    padded = pad_rows([row, row], ["response", "all"])
-    assert padded.ids_BT.shape == (2, 16)  # widths are multiples of 16
-    assert padded.mask_BT.nonzero().tolist() == [[0, 3], [1, 0], [1, 1], [1, 2], [1, 3]]
-    assert [counted_tokens(row, "response"), counted_tokens(row, "all")] == [1, 4]
+def test_mask_covers_response_last_turn_or_everything_but_never_padding() -> None:
+    row = Rendered(ids=(5, 6, 7, 8), num_prompt_tokens=3, num_earlier_tokens=2)
+    kinds: list[Tokens] = ["response", "last_turn", "all"]
+    padded = pad_rows([row] * 3, kinds)
+    assert padded.ids_BT.shape == (3, 16)  # widths are multiples of 16
+    counted = [[0, 3], [1, 2], [1, 3], [2, 0], [2, 1], [2, 2], [2, 3]]
+    assert padded.mask_BT.nonzero().tolist() == counted
+    assert [counted_tokens(row, kind) for kind in kinds] == [1, 2, 4]
 
 
 def test_packed_and_padded_batches_count_the_same_tokens_in_the_same_order() -> None:

@@ -37,6 +37,18 @@ def test_response_is_what_follows_the_prompt(tokenizer: PreTrainedTokenizerFast)
     assert row.ids[:6] == render_prompt(tokenizer, CHAT[:-1])
 
 
+def test_the_last_turn_begins_behind_the_assistants_message_before(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    assert render(tokenizer, CHAT, max_length=100).num_earlier_tokens == 0
+    system = (Message("system", "please b6"), *CHAT)
+    assert render(tokenizer, system, max_length=100).num_earlier_tokens == 0
+    twice = render(tokenizer, (*CHAT, *CHAT), max_length=100)
+    last_turn = twice.ids[twice.num_earlier_tokens :]
+    assert last_turn == render(tokenizer, CHAT, max_length=100).ids
+    assert render(tokenizer, (*CHAT, *CHAT), max_length=4).num_earlier_tokens == 4
+
+
 def test_truncation_cuts_the_response_and_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
     row = render(tokenizer, CHAT, max_length=8)
     assert (len(row.ids), row.num_prompt_tokens, row.num_truncated) == (8, 6, 1)

@@ -109,7 +109,8 @@ def pad_rows(rows: Sequence[Rendered], tokens: Sequence[Tokens]) -> PaddedRows:
 
 def counted_tokens(row: Rendered, tokens: Tokens) -> int:
     """How many of the row's tokens, always its last ones, enter a mean."""
-    return len(row.ids) - (row.num_prompt_tokens if tokens == "response" else 0)
+    skipped = {"response": row.num_prompt_tokens, "last_turn": row.num_earlier_tokens, "all": 0}
+    return len(row.ids) - skipped[tokens]
 
 
 def padded_batch(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,6 +67,8 @@ class Rendered:
     """Prompt tokens, then response tokens; no closing token, no padding."""
     num_prompt_tokens: int
     """Everything up to and including the assistant's header."""
+    num_earlier_tokens: int = 0
+    """Tokens before the last user turn, if the assistant has spoken before; else 0."""
     num_truncated: int = 0
     """Response tokens cut off at the end."""
 
@@ -165,8 +168,21 @@ def render(tokenizer: Any, messages: Sequence[ChatMessage], *, max_length: int) 
     return Rendered(
         ids=ids[:max_length],
         num_prompt_tokens=min(len(prompt_ids), max_length),
+        num_earlier_tokens=min(_num_earlier_tokens(tokenizer, messages, prompt_ids), max_length),
         num_truncated=max(0, len(ids) - max(max_length, len(prompt_ids))),
     )
+
+
+def _num_earlier_tokens(
+    tokenizer: Any, messages: Sequence[ChatMessage], prompt_ids: tuple[int, ...]
+) -> int:
+    """Tokens that the prompt shares with the conversation up to the assistant's message before."""
+    last = max((i for i, m in enumerate(messages[:-1]) if m.role == "assistant"), default=None)
+    if last is None:
+        return 0
+    earlier_ids = _tokenize(tokenizer, _template(tokenizer, messages[: last + 1]))
+    pairs = zip(earlier_ids, prompt_ids, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def render_all(

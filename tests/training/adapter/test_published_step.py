@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit_breakers_training.adapter.batch_losses import batch_losses
 from circuit_breakers_training.adapter.streams import Streams
-from circuit_breakers_training.batches import pad_rows
+from circuit_breakers_training.batches import padded_batch
 from circuit_breakers_training.data.jsonl import Conversation
-from circuit_breakers_training.recipes.config import ObjectiveRecipe
+from circuit_breakers_training.recipes.config import ObjectiveRecipe, Tokens
 from circuit_breakers_training.render import Rendered, render
 
 from ..tiny_recipes import LLAMA, Conversations
 from .published_losses import published_losses
+from .target_states import target_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,7 +87,9 @@ def test_company_and_padding_of_a_row_change_nothing(
     streams = Streams(LLAMA, tiny_llama, torch.device("cpu"))
     rows = sorted(rendered(tiny_llama, conversations["retain"]), key=lambda r: len(r.ids))
     short, long = rows[0], rows[-1]
-    alone = streams.forward(torch.tensor([short.ids])).adapted[0][0]
-    padded = pad_rows([short, long], ["response", "response"])
-    together = streams.forward(padded.ids_BT).adapted[0][0, : len(short.ids)]
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    [(alone_CD, _)] = target_states(streams, streams.batch([short], ["all"]))
+    both = [short, long]
+    kinds: list[Tokens] = ["all", "all"]
+    for batch in (streams.batch(both, kinds), padded_batch(both, kinds, streams.device)):
+        [(together_CD, _)] = target_states(streams, batch)
+        torch.testing.assert_close(together_CD[: len(short.ids)], alone_CD, rtol=1e-5, atol=1e-5)

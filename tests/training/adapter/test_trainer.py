@@ -19,9 +19,11 @@ from circuit_breakers_training.adapter.parallel_streams import ParallelStreams
 from circuit_breakers_training.adapter.streams import Streams
 from circuit_breakers_training.adapter.trainer import TrainingRows, train_adapter
 from circuit_breakers_training.recipes.config import DataRecipe, Recipe
+from circuit_breakers_training.render import Rendered
 from circuit_breakers_training.run_log import read_metrics
 
 from ..tiny_recipes import GPT2, LLAMA, Conversations
+from .target_states import target_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,15 +68,15 @@ def assert_peft_reproduces(model_dir: Path, out: Path, recipe: Recipe) -> None:
     with torch.no_grad():
         for name, parameter in streams.parameters.items():
             parameter.copy_(saved[name.replace(".default", "")])
-    ids = torch.tensor([[5, 6, 40, 41, 12, 70]])
-    ours = streams.forward(ids)
+    row = Rendered(ids=(5, 6, 40, 41, 12, 70), num_prompt_tokens=0)
+    [(adapted_CD, base_CD)] = target_states(streams, streams.batch([row], ["all"]))
     whole = AutoModelForCausalLM.from_pretrained(model_dir, attn_implementation="eager").eval()
     peft = PeftModel.from_pretrained(whole, out / "adapter").eval()
     with torch.no_grad():
-        states = peft(ids, output_hidden_states=True).hidden_states
+        states = peft(torch.tensor([row.ids]), output_hidden_states=True).hidden_states
     target = streams.targets[0]
-    torch.testing.assert_close(ours.adapted[0], states[target + 1], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(ours.base[0], states[target + 1], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(adapted_CD, states[target + 1][0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(base_CD, states[target + 1][0], rtol=1e-2, atol=1e-2)
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == recipe.model
     assert config["layers_to_transform"] == list(range(target + 1))

@@ -57,10 +57,12 @@ def test_rows_are_labelled_by_source(built: BuiltDataset) -> None:
     assert {row.source for row in rows if row.label == "harmful"} == {
         "harmful",
         "harmful_reworded",
+        "harmful_after_refusal",
     }
     assert {row.source for row in rows if row.label == "benign"} == {
         "twin",
         "twin_reworded",
+        "twin_after_refusal",
         "homonym",
         "topic",
         "follow_up",

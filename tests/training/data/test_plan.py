@@ -1,16 +1,19 @@
 from collections import Counter
 
 from circuit_breakers_training.data.groups import content_words, word_jaccard
+from circuit_breakers_training.data.jsonl import Message
 from circuit_breakers_training.data.plan import (
     BENIGN_FRACTIONS,
     Planned,
+    plan_after_refusals,
     plan_refusals,
     plan_rows,
     plan_sampled,
     plan_written,
 )
-from circuit_breakers_training.data.prompt_lists import twin_pairs
+from circuit_breakers_training.data.prompt_lists import refusals, twin_pairs
 from circuit_breakers_training.data.split import DEFAULT_FRACTIONS
+from circuit_breakers_training.probe.selection import expected_verdict
 
 TWINS = {pair.benign for pair in twin_pairs()}
 
@@ -124,11 +127,16 @@ def test_harmful_train_prompts_are_asked_in_three_ways_and_others_in_two() -> No
     assert all(count > 100 for count in seen.values())
 
 
-def test_a_half_of_the_twins_is_reworded_as_harmful_prompts_are() -> None:
-    rows = plan_rows(plan_written(0), seed=0, harmful_samples=3)
-    counts = Counter(row.source for row in rows)
-    # Standard error of a share of 909 fair draws: 0.017.
-    assert abs(counts["twin_reworded"] / 909 - 0.5) < 0.08
+def test_twins_are_reworded_as_harmful_prompts_are() -> None:
+    written = plan_written(0)
+    twins = Counter(row.split for row in written if row.source == "twin")
+    rows = plan_rows(written, seed=0, harmful_samples=3)
+    reworded = Counter(row.split for row in rows if row.source == "twin_reworded")
+    # In train, each harmful prompt has a text in other words: without its twin's, words would tell.
+    assert reworded["train"] == twins["train"]
+    others = twins.total() - twins["train"]
+    # Standard error of a share of 429 fair draws: 0.024.
+    assert abs((reworded.total() - reworded["train"]) / others - 0.5) < 0.08
     asked = Counter((r.split, r.request) for r in rows if r.label == "benign")
     # Calibration and test count each conversation as one of its own; messages before it may differ.
     twice = {split for (split, request), n in asked.items() if n > 1 and request in TWINS}
@@ -138,8 +146,31 @@ def test_a_half_of_the_twins_is_reworded_as_harmful_prompts_are() -> None:
             assert row.prompt != row.original
             assert not row.prefill
     # Groups were made from the first words: a reworded prompt stays with its twin.
-    homes = {row.prompt: (row.group, row.split) for row in plan_written(0)}
+    homes = {row.prompt: (row.group, row.split) for row in written}
     assert all(homes[row.request] == (row.group, row.split) for row in rows)
+
+
+def test_after_a_refused_request_it_is_asked_again_and_so_is_its_twin() -> None:
+    written = plan_written(0)
+    pairs = {pair.harmful: pair.benign for pair in twin_pairs()}
+    homes = {row.prompt: row.group for row in written if row.split == "train"}
+    rows = plan_after_refusals(written, seed=0)
+    again, twins = rows[::2], rows[1::2]
+    train = sum(row.source == "harmful" and row.split == "train" for row in written)
+    # Standard error of a share of 540 draws: 0.019.
+    assert abs(len(again) / train - 0.25) < 0.06
+    for harmful, twin in zip(again, twins, strict=True):
+        asked, refusal, prompt = harmful.messages
+        assert [m.role for m in harmful.messages] == ["user", "assistant", "user"]
+        assert refusal.content in refusals()
+        assert asked == prompt
+        assert twin.messages == (asked, refusal, Message("user", pairs[asked.content]))
+        assert (harmful.label, twin.label) == ("harmful", "benign")
+        assert homes[asked.content] == harmful.group == twin.group
+        # So that a probe is neither fitted nor calibrated on it.
+        assert expected_verdict(twin.finish("Here is how.")) == "refused"
+        assert expected_verdict(harmful.finish("Here is how.")) == "harmful"
+    assert len({row.messages[1] for row in rows}) > len(refusals()) / 2
 
 
 def test_one_sample_is_prefilled_and_nothing_is_reworded() -> None:

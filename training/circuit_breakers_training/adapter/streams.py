@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from circuit_breakers_training.blocks import (
 from circuit_breakers_training.recipes.config import Recipe, Tokens
 from circuit_breakers_training.render import Rendered
 
-__all__ = ["Shortcuts", "StreamStates", "Streams"]
+__all__ = ["Shortcuts", "Streams"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +54,6 @@ class Shortcuts:
 
 
 ALL_SHORTCUTS = Shortcuts()
-
-
-class StreamStates(NamedTuple):
-    """Output of each recorded block, (B, T, D), in the order of `Streams.layers`."""
-
-    adapted: list[Tensor]
-    base: list[Tensor]
 
 
 class Streams:
@@ -160,17 +153,6 @@ class Streams:
         if batch.layout is not None:
             arguments = {"position_ids": batch.position_BT, "packed_layout": batch.layout}
         self._run(batch.ids_BT, counted, arguments, self.layers if layers is None else layers)
-
-    def forward(self, ids_BT: Tensor) -> StreamStates:
-        """Run both streams over right-padded ids; only the adapted one carries gradients."""
-        states = StreamStates([], [])
-
-        def keep(_layer: int, adapted_BTD: Tensor, base_BTD: Tensor) -> None:
-            states.adapted.append(adapted_BTD)
-            states.base.append(base_BTD)
-
-        self._run(ids_BT.to(self.device), keep, {}, self.layers)
-        return states
 
     def save_adapter(
         self, directory: Path, *, base_name: str, weights: Mapping[str, Tensor] | None = None

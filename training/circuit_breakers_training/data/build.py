@@ -31,7 +31,13 @@ from circuit_breakers_training.data.kept_texts import (
     open_keeping_generator,
 )
 from circuit_breakers_training.data.magpie import sample_user_prompts, turn_template
-from circuit_breakers_training.data.plan import plan_refusals, plan_rows, plan_sampled, plan_written
+from circuit_breakers_training.data.plan import (
+    plan_after_refusals,
+    plan_refusals,
+    plan_rows,
+    plan_sampled,
+    plan_written,
+)
 from circuit_breakers_training.data.responses import (
     MAX_PROMPT_TOKENS,
     TEMPERATURE,
@@ -42,7 +48,7 @@ from circuit_breakers_training.recipes.config import ChatTemplate
 
 __all__ = ["BuiltDataset", "build_dataset"]
 
-_PROCEDURE: Final = 3
+_PROCEDURE: Final = 4
 """Raised when prefills, filters or sampling change: an older build is then not taken for ours."""
 
 
@@ -128,6 +134,7 @@ def build_dataset(
             planned = plan_rows(
                 [*written, *plan_sampled(prompts, seed)], seed=seed, harmful_samples=harmful_samples
             )
+            planned += plan_after_refusals(written, seed=seed)
             texts = write_responses(generate, template, planned, max_new_tokens)
         rows: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
         for index, row in texts.rows.items():

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final, TypeVar
 
 from circuit_breakers_training.data import prompt_lists
@@ -18,6 +19,7 @@ __all__ = [
     "REWORDED_SOURCES",
     "SAMPLED_FRACTIONS",
     "Planned",
+    "plan_after_refusals",
     "plan_refusals",
     "plan_rows",
     "plan_sampled",
@@ -172,9 +174,9 @@ def plan_rows(rows: Iterable[Planned], *, seed: int, harmful_samples: int) -> li
 
     The first text of a harmful prompt is prefilled: a model that would refuse answers then. Further
     ones are asked for as the prompt stands, and in other words, in turns: `harmful_samples` in all
-    in train; elsewhere one of both. Benign prompts are prefilled by half, and a half of the twins
-    appears in other words: in calibration and test instead, where each conversation counts as one
-    of its own.
+    in train; elsewhere one of both. Benign prompts are prefilled by half. Twins appear in other
+    words, too: all in train, as the harmful prompts do; elsewhere a half, in calibration and test
+    instead of the twin, since each conversation counts as one of its own there.
     """
     planned = []
     for row in rows:
@@ -185,7 +187,8 @@ def plan_rows(rows: Iterable[Planned], *, seed: int, harmful_samples: int) -> li
             planned += _unprefilled(row, seed, harmful_samples - 1)
             continue
         other = _draw(seed, "reword", row.prompt)
-        is_reworded = harmful_samples > 1 and row.source in REWORDED_SOURCES and other % 2
+        can_reword = harmful_samples > 1 and row.source in REWORDED_SOURCES
+        is_reworded = can_reword and (other % 2 or row.split == "train")
         if is_reworded:
             planned.append(_reworded(row, other // 2))
         if not is_reworded or row.split in ("train", "selection"):
@@ -216,6 +219,28 @@ def _reworded(row: Planned, draw: int) -> Planned:
         source=REWORDED_SOURCES[row.source],
         original=row.prompt,
     )
+
+
+def plan_after_refusals(rows: Sequence[Planned], *, seed: int) -> list[Planned]:
+    """Second turns behind a refused request: in train, for a quarter of the harmful prompts.
+
+    The prompt is refused in written words; then it is asked again, or its twin is: what follows a
+    refused request is as harmful as it is itself.
+    """
+    texts = prompt_lists.refusals()
+    planned = []
+    for row, twin in pairwise(rows):
+        draw = _draw(seed, "asked again", row.prompt)
+        if (row.source, twin.source) != ("harmful", "twin") or row.split != "train" or draw % 4:
+            continue
+        refused = (*row.messages, Message("assistant", texts[draw // 4 % len(texts)]))
+        for asked, source, category in (
+            (row, "harmful_after_refusal", row.category),
+            (twin, "twin_after_refusal", "after_refusal"),
+        ):
+            messages = (*refused, *asked.messages)
+            planned.append(replace(asked, messages=messages, source=source, category=category))
+    return planned
 
 
 def plan_refusals(rows: Iterable[Planned], *, seed: int, count: int) -> list[Conversation]:

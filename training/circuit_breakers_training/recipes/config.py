@@ -30,8 +30,9 @@ Depth = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 """Share of the decoder's blocks that have run at a block's output; 2/3 of 30 blocks is block 19."""
 Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
-Tokens = Literal["response", "all"]
-"""Tokens that enter a mean: the assistant's last message, or every token but padding."""
+Tokens = Literal["response", "last_turn", "all"]
+"""Tokens that enter a mean: the assistant's last message, that with the user's turn before it, or
+every token but padding."""
 ChatTemplate = Literal["model", "plain"]
 """model: the tokenizer's own; plain: render.PLAIN_TEMPLATE, for base models without one."""
 
@@ -83,6 +84,9 @@ class ObjectiveRecipe(_Frozen):
     """Blocks whose output is retained; "all" is the paper's, and can be cheated: the target layers
     may break for every input while the mean over all layers still looks good."""
     retain_tokens: Tokens = "all"
+    """Where a harmful request was refused in an earlier turn, "all" retains the very tokens that a
+    harmful conversation starts with, and sets the two losses against each other; "last_turn"
+    retains the harmless turn that follows."""
     retain_refusals: bool = True
     """Whether written refusals of harmful requests (source "refusal") are retained. For models that
     refuse; to another one they are foreign texts behind the very requests whose answers are
