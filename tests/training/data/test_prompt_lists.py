@@ -33,7 +33,11 @@ def test_twins_share_frame_and_length() -> None:
 
 def test_there_are_enough_benign_prompts() -> None:
     assert len(prompt_lists.homonyms()) >= 500
-    assert len(prompt_lists.topics()) >= 600
+    topics = Counter(prompt.category for prompt in prompt_lists.topics())
+    assert topics.total() >= 600
+    assert set(topics) == {"everyday", "code", "mathematics", "other_language"}
+    assert topics["code"] >= 100
+    assert topics["other_language"] >= 200
     categories = Counter(prompt.category for prompt in prompt_lists.follow_ups())
     assert set(categories) == {"after_chat", "after_hard_topic", "after_refusal"}
     assert categories["after_chat"] >= 200

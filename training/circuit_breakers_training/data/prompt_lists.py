@@ -25,6 +25,9 @@ __all__ = [
 
 _FILES = ("follow_ups.jsonl", "harmful_twins.jsonl", "homonyms.txt", "refusals.txt", "topics.txt")
 
+_HEADING = "# "
+"""In front of the category of the lines that follow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TwinPair:
@@ -57,8 +60,14 @@ def homonyms() -> list[WrittenPrompt]:
 
 
 def topics() -> list[WrittenPrompt]:
-    """Everyday tasks and questions."""
-    return [_single(line) for line in _lines("topics.txt")]
+    """Everyday tasks and questions, code, mathematics, and all of these in other languages."""
+    prompts, category = [], None
+    for line in _lines("topics.txt"):
+        if line.startswith(_HEADING):
+            category = line.removeprefix(_HEADING)
+        else:
+            prompts.append(_single(line, category))
+    return prompts
 
 
 def follow_ups() -> list[WrittenPrompt]:
@@ -84,10 +93,10 @@ def prompts_digest() -> str:
     return digest.hexdigest()
 
 
-def _single(text: str) -> WrittenPrompt:
+def _single(text: str, category: str | None = None) -> WrittenPrompt:
     messages = (Message("user", text),)
     return WrittenPrompt(
-        messages=messages, category=None, group="p-" + default_group(messages)[:16]
+        messages=messages, category=category, group="p-" + default_group(messages)[:16]
     )
 
 
