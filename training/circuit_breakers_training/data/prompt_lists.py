@@ -61,7 +61,8 @@ def homonyms() -> list[WrittenPrompt]:
 
 def topics() -> list[WrittenPrompt]:
     """Everyday tasks and questions, code, mathematics, and all of these in other languages."""
-    prompts, category = [], None
+    prompts = []
+    category: str | None = None
     for line in _lines("topics.txt"):
         if line.startswith(_HEADING):
             category = line.removeprefix(_HEADING)
