@@ -33,10 +33,10 @@ def test_harmful_texts_are_no_part_of_it(scripted: ScriptedServer, make_target: 
     assert all(kind.name.startswith(("benign: ", "refused: ")) for kind in kinds)
     assert mean.count == len(kinds) > 1
     changes = [kind.value for kind in kinds if isinstance(kind.value, float)]
-    # The shipped breaker's texts of harm have thousands of times the perplexity, those behind a
-    # refused request a hundred and fifty times.
+    # The shipped breaker's texts of harm have thousands of times the perplexity, harmless ones
+    # behind a refused request twice.
     assert isinstance(mean.value, float)
-    assert min(changes) <= mean.value <= max(changes) < 1000
+    assert min(changes) <= mean.value <= max(changes) < 100
 
 
 def test_an_artifact_that_records_nothing_proves_nothing(
